@@ -1,0 +1,1 @@
+//! Credential mechanisms: how users are made and revoked on each kind of server.

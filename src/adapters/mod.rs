@@ -1,0 +1,3 @@
+//! The concrete ends behind the ports. Adapters never import one another; only `app` names them.
+
+pub mod credentials;

@@ -1,0 +1,1 @@
+//! Which platform may see what.

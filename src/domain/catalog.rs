@@ -1,0 +1,197 @@
+//! The catalog: offerings and plans read from folders, checked like code (design §4).
+//!
+//! [`Catalog::load`] takes file texts, never a path, and either returns a catalog in which every
+//! plan renders, or every problem it found, each with its file. What a platform is served is a
+//! projection of it ([`Catalog::served`]).
+
+use super::expr::Template;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// File texts by path relative to the repository root: `catalog/postgres/offering.yaml`, `plans/postgres/small.yaml`, …
+pub type Sources = BTreeMap<String, String>;
+
+/// One thing wrong with the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The file.
+    pub file: String,
+    /// Where in it, such as `credentials.uri`; empty for the whole file.
+    pub path: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// A service as the catalog folder describes it.
+#[derive(Debug, Clone)]
+pub struct Offering {
+    /// Stable UUID.
+    pub id: String,
+    /// Name, unique in the catalog.
+    pub name: String,
+    /// One sentence.
+    pub description: String,
+    /// Whether bindings can be made.
+    pub bindable: bool,
+    /// What clients select by.
+    pub tags: Vec<String>,
+    /// C-07.
+    pub requires: Vec<String>,
+    /// `metadata` as served, the icon already inlined as a data URL.
+    pub metadata: Map<String, Value>,
+    /// Most operations of this offering that run a step at once in one process.
+    pub concurrency: usize,
+    /// Secrets made once per instance: name and length, `${generated.<name>}` in expressions.
+    pub generated: BTreeMap<String, usize>,
+    /// At least one.
+    pub plans: Vec<Arc<Plan>>,
+    /// The service as a local process, when `process.yaml` exists.
+    pub process: Option<ProcessTemplate>,
+    /// The service as Kubernetes objects, in file order, when `objects/` exists.
+    pub objects: Vec<Template>,
+    /// How bindings are made, when `binding.yaml` exists.
+    pub binding: Option<BindingTemplate>,
+}
+
+/// A size of a service: values, never logic.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Stable UUID.
+    pub id: String,
+    /// Name, unique in the offering.
+    pub name: String,
+    /// One sentence.
+    pub description: String,
+    /// C-11.
+    pub free: bool,
+    /// Plan over offering (C-10).
+    pub bindable: bool,
+    /// Whether instances of this plan may change to some other plan.
+    pub plan_updateable: bool,
+    /// Whether `predecessor_binding_id` is accepted.
+    pub binding_rotatable: bool,
+    /// Seconds within which every operation must have ended.
+    pub maximum_polling_duration: u32,
+    /// Semver of what the broker would deploy now.
+    pub maintenance_version: Option<String>,
+    /// What moving to that version means for a user.
+    pub maintenance_description: Option<String>,
+    /// `metadata` as served.
+    pub metadata: Map<String, Value>,
+    /// The offering's values with the plan's laid over them: `plan.*` in expressions.
+    pub values: Map<String, Value>,
+    /// Provisioners that can run this plan: `local`, `kubernetes`.
+    pub runs_on: Vec<String>,
+    /// Names of plans an instance of this one may change to.
+    pub updates_to: Vec<String>,
+    /// How long a binding lives; `None` = until it is unbound.
+    pub binding_lifetime: Option<BindingLifetime>,
+    /// Parameter schemas.
+    pub schemas: Schemas,
+}
+
+/// How long bindings of a plan live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BindingLifetime {
+    /// Seconds from creation to expiry.
+    pub ttl: u32,
+    /// Seconds before expiry at which the platform should rotate; less than `ttl`.
+    pub renew_before: u32,
+}
+
+/// The three parameter schemas of a plan (C-13, C-14), draft-04.
+#[derive(Debug, Clone)]
+pub struct Schemas {
+    /// For provision.
+    pub create: Schema,
+    /// For update.
+    pub update: Schema,
+    /// For bind.
+    pub bind: Schema,
+}
+
+/// A parameters schema as served, with its compiled form.
+#[derive(Debug, Clone)]
+pub struct Schema {
+    /// As served.
+    pub json: Value,
+    /// Compiled once at load.
+    pub validator: Arc<jsonschema::Validator>,
+}
+
+/// `process.yaml`: the service as one local process. Filled by `manifest::render`.
+#[derive(Debug, Clone)]
+pub struct ProcessTemplate {
+    /// Unprivileged users to run as when the broker is root: the first that exists (else `nobody`).
+    pub user: Vec<String>,
+    /// Binary name → candidates: names looked up in PATH, or absolute paths in which `*` matches within one segment
+    /// (the highest version wins).
+    pub binaries: BTreeMap<String, Vec<String>>,
+    /// What to do when a binary is missing, for `chandler doctor`.
+    pub install: String,
+    /// Names of the loopback ports an instance needs; each becomes `${ports.<name>}` and an endpoint.
+    pub ports: Vec<String>,
+    /// The rest (`files`, `init`, `command`, `env`, `stop`, `change`, `ready`), to be filled into a `manifest::ProcessSpec`.
+    pub spec: Template,
+}
+
+/// `binding.yaml`: which mechanism makes users, and what the platform gets.
+#[derive(Debug, Clone)]
+pub struct BindingTemplate {
+    /// `sql`, `redis`, `nats`, …
+    pub mechanism: String,
+    /// The mechanism's own settings; instance scope without `admin` and `generated`.
+    pub settings: Template,
+    /// Name of the endpoint the mechanism and the application connect to.
+    pub endpoint: String,
+    /// Role when the parameters name none.
+    pub default_role: String,
+    /// Roles a binding may ask for.
+    pub roles: Vec<String>,
+    /// The credentials object; scope `user`, `endpoint`, `endpoints`, `settings`, `plan`, `params`, `instance`, `role`.
+    pub credentials: Template,
+    /// The OSB `endpoints` array; same scope.
+    pub endpoints: Template,
+    /// Whether a bind must name an application (B-07).
+    pub requires_app: bool,
+}
+
+/// A loaded, checked catalog.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    /// In name order.
+    pub offerings: Vec<Arc<Offering>>,
+}
+
+impl Catalog {
+    /// Reads and checks a catalog.
+    ///
+    /// `check_settings(mechanism, settings)` answers for the mechanisms that exist: an unknown one, or settings it cannot
+    /// work with, are problems. Errors: every problem found, in file order.
+    pub fn load(
+        sources: &Sources,
+        check_settings: &dyn Fn(&str, &Map<String, Value>) -> Vec<String>,
+    ) -> Result<Self, Vec<Problem>> {
+        let _ = (sources, check_settings);
+        unimplemented!()
+    }
+
+    /// The offering with this id.
+    pub fn offering(&self, id: &str) -> Option<&Arc<Offering>> {
+        self.offerings.iter().find(|o| o.id == id)
+    }
+
+    /// The offering with this id and its plan with that id.
+    pub fn plan(&self, service_id: &str, plan_id: &str) -> Option<(&Arc<Offering>, &Arc<Plan>)> {
+        let offering = self.offering(service_id)?;
+        let plan = offering.plans.iter().find(|p| p.id == plan_id)?;
+        Some((offering, plan))
+    }
+
+    /// The body of GET /v2/catalog: offerings that have at least one plan for which `offered` says yes, with those plans.
+    pub fn served(&self, offered: &dyn Fn(&Offering, &Plan) -> bool) -> Value {
+        let _ = offered;
+        unimplemented!()
+    }
+}

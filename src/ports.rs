@@ -1,0 +1,301 @@
+//! The outside world as the engine sees it (design §3).
+//!
+//! Every call may be repeated: a worker can die after acting and before recording, and for a
+//! moment two workers may act for one operation. So "already there" and "already gone" are
+//! success. A port never retries and never waits for something to become ready: it looks, acts,
+//! returns; the engine alone decides when to come back. Every call bounds its own time.
+
+use crate::domain::catalog::{Offering, Plan};
+use crate::domain::instance::{Endpoint, Millis};
+use crate::domain::manifest::Desired;
+use crate::domain::secret::Secret;
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// What kind of failure a port met; the engine's retry rule hangs on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortErrorKind {
+    /// May pass by itself: refused connection, time-out, 5xx. Retried with back-off until the deadline.
+    Transient,
+    /// Somebody else changed the same thing: read again, then retry.
+    Conflict,
+    /// We are not allowed to. Ends the operation.
+    Denied,
+    /// What we asked for can never work. Ends the operation.
+    Invalid,
+    /// What we act on does not exist (any more).
+    Gone,
+}
+
+/// A failure at a port, with the part a user may read apart from the part only the log gets.
+#[derive(Debug, Clone)]
+pub struct PortError {
+    /// Kind.
+    pub kind: PortErrorKind,
+    /// One sentence a developer can act on. Never a secret, never a path or address the developer has no use for.
+    pub message: String,
+    /// For the log. Never a secret.
+    pub detail: String,
+}
+
+impl PortError {
+    /// An error of `kind` with the same text for user and log.
+    pub fn new(kind: PortErrorKind, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            kind,
+            detail: message.clone(),
+            message,
+        }
+    }
+
+    /// May pass by itself.
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::new(PortErrorKind::Transient, message)
+    }
+
+    /// Can never work.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(PortErrorKind::Invalid, message)
+    }
+
+    /// Not allowed.
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self::new(PortErrorKind::Denied, message)
+    }
+
+    /// Replaces the log's part.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl fmt::Display) -> Self {
+        self.detail = detail.to_string();
+        self
+    }
+}
+
+impl fmt::Display for PortError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for PortError {}
+
+/// What every port call returns.
+pub type PortResult<T> = Result<T, PortError>;
+
+/// Which instance a provisioner acts on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRef {
+    /// The broker's own name for it; every outside name derives from it.
+    pub iid: String,
+    /// Name of the offering, for labels and log lines.
+    pub offering: String,
+    /// Name of the plan.
+    pub plan: String,
+}
+
+/// What a look at an instance shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation {
+    /// It answers on these endpoints.
+    Ready(Vec<Endpoint>),
+    /// Not yet; the text is shown to people ("2 of 3 pods ready").
+    Progressing(String),
+    /// It will not get there by itself; the text says why and what to do.
+    Failed(String),
+    /// Nothing is there (or what was there has stopped): `apply` brings it (back).
+    Absent(String),
+}
+
+/// How far a removal is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removal {
+    /// Nothing is left.
+    Gone,
+    /// Still going; the text is shown to people.
+    StillGoing(String),
+}
+
+/// Makes, watches and removes the real thing behind an instance.
+#[async_trait]
+pub trait Provisioner: Send + Sync {
+    /// Word for logs, metrics and a plan's `runs_on`: `local` or `kubernetes`.
+    fn name(&self) -> &'static str;
+
+    /// Whether this plan can be provisioned here and now, else one sentence on what is missing.
+    ///
+    /// The catalog leaves out what cannot: never accept what must fail.
+    fn offers(&self, offering: &Offering, plan: &Plan) -> Result<(), String>;
+
+    /// Chooses what only this provisioner can choose (ports, directories, binaries, host) and keeps it.
+    ///
+    /// The members become top-level names in the instance's expressions (`ports.client`, `dirs.root`, `bin.initdb`).
+    /// Called again it returns the same choice. Nothing in it is secret.
+    async fn place(&self, instance: &InstanceRef, offering: &Offering) -> PortResult<Map<String, Value>>;
+
+    /// Makes the world like `desired`; returns without waiting for it to become ready.
+    async fn apply(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<()>;
+
+    /// Looks how far it is.
+    async fn observe(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Observation>;
+
+    /// Removes everything this instance ever had here, whatever version made it.
+    async fn remove(&self, instance: &InstanceRef) -> PortResult<Removal>;
+
+    /// The iids of everything that exists here, for the sweep.
+    async fn list(&self) -> PortResult<Vec<String>>;
+
+    /// Whether instances that stop must be started again by us (processes) or come back alone (Kubernetes).
+    fn supervises(&self) -> bool;
+}
+
+/// The instance a credential mechanism works on.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The instance.
+    pub iid: String,
+    /// Where the mechanism connects: the endpoint that `binding.yaml` names.
+    pub endpoint: Endpoint,
+    /// All endpoints of the instance.
+    pub endpoints: Vec<Endpoint>,
+    /// `settings` of `binding.yaml`, filled in.
+    pub settings: Map<String, Value>,
+    /// What [`CredentialMechanism::generate_admin`] made for this instance.
+    pub admin: Secret,
+    /// Bindings that are revoked or being revoked, for mechanisms that state the whole list each time.
+    pub revoked: Vec<RevokedHandle>,
+}
+
+/// A handle that must not be let in any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokedHandle {
+    /// As [`NewUser::handle`].
+    pub handle: String,
+    /// When the revocation was asked for.
+    pub at: Millis,
+}
+
+/// What one binding may do.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The binding; the backend user's name derives from it.
+    pub bid: String,
+    /// `owner`, `readwrite` or `readonly`.
+    pub role: String,
+    /// The binding's parameters: scopes such as `key_prefix` or `subjects`, already checked by the schema.
+    pub params: Map<String, Value>,
+    /// When it stops being valid, as a belt on the server itself where it can.
+    pub expires_at: Option<Millis>,
+}
+
+/// A backend user before it exists on the server.
+#[derive(Debug, Clone)]
+pub struct NewUser {
+    /// What the backend knows it by; stored in clear.
+    pub handle: String,
+    /// `username`, `password`, `creds`, …: the `user.*` names in `binding.yaml`'s credentials. Stored sealed.
+    pub secret: Secret,
+}
+
+/// Makes and revokes users on a running instance (services.md §3).
+#[async_trait]
+pub trait CredentialMechanism: Send + Sync {
+    /// The word `binding.yaml` uses: `sql`, `redis`, `nats`.
+    fn name(&self) -> &'static str;
+
+    /// Checks `settings` of a `binding.yaml` when the catalog is loaded; every error at once.
+    fn check_settings(&self, settings: &Map<String, Value>) -> Vec<String>;
+
+    /// Makes the instance's own admin secrets; called once per instance, then kept sealed.
+    ///
+    /// The members are the `admin.*` names in the instance's expressions.
+    fn generate_admin(&self, settings: &Map<String, Value>) -> PortResult<Secret>;
+
+    /// Makes a user's secret without touching the server; called once per binding, then kept sealed,
+    /// so that a repeated [`issue`](Self::issue) sets the same password.
+    fn generate_user(&self, target: &Target, grant: &Grant, now: Millis) -> PortResult<NewUser>;
+
+    /// Brings the server into the state bindings need (owner role, default privileges); proves that we can log in.
+    async fn prepare(&self, target: &Target) -> PortResult<()>;
+
+    /// Creates the user, or sets an existing one to exactly this state.
+    async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()>;
+
+    /// Logs in as the user.
+    async fn verify(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()>;
+
+    /// Removes the user, ends its sessions, keeps what it made; a user that is not there is success.
+    async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()>;
+
+    /// Handles of all binding users on the server, for the sweep.
+    ///
+    /// Mechanisms whose users exist only as signed tokens return an empty list.
+    async fn list(&self, target: &Target) -> PortResult<Vec<String>>;
+
+    /// Whether revoking writes one document with the whole [`Target::revoked`] list; then the engine checks
+    /// after the call that the list did not grow meanwhile, and calls again if it did.
+    fn states_whole_list(&self) -> bool {
+        false
+    }
+}
+
+/// Where secrets are kept. Names are `<iid>/<what>`; see [`secret_name`].
+#[async_trait]
+pub trait SecretStore: Send + Sync {
+    /// Stores `value` unless the name is taken; returns what is stored afterwards.
+    ///
+    /// Two workers that both make a secret for one name therefore go on with the same one.
+    async fn create(&self, name: &str, value: &Secret) -> PortResult<Secret>;
+
+    /// Reads a secret.
+    async fn get(&self, name: &str) -> PortResult<Option<Secret>>;
+
+    /// Destroys a secret with all its versions; an absent one is success.
+    async fn destroy(&self, name: &str) -> PortResult<()>;
+
+    /// Names that start with `prefix`.
+    async fn list(&self, prefix: &str) -> PortResult<Vec<String>>;
+}
+
+/// Names of secrets: everything of an instance lies below its iid.
+pub mod secret_name {
+    /// The instance's admin secrets.
+    pub fn admin(iid: &str) -> String {
+        format!("{iid}/admin")
+    }
+
+    /// Values of the catalog function `generated(name, length)`.
+    pub fn generated(iid: &str) -> String {
+        format!("{iid}/generated")
+    }
+
+    /// A binding's user.
+    pub fn binding(iid: &str, bid: &str) -> String {
+        format!("{iid}/b/{bid}")
+    }
+
+    /// Everything of an instance.
+    pub fn all(iid: &str) -> String {
+        format!("{iid}/")
+    }
+}
+
+/// The identity a binding has of its own at an identity provider (Keycloak). Absent in the embedded default.
+#[async_trait]
+pub trait BindingIdentity: Send + Sync {
+    /// Makes the client or sets it to the desired state.
+    async fn ensure(&self, iid: &str, bid: &str) -> PortResult<Secret>;
+    /// Stops new tokens.
+    async fn disable(&self, bid: &str) -> PortResult<()>;
+    /// Removes the client; an absent one is success.
+    async fn delete(&self, bid: &str) -> PortResult<()>;
+    /// Bindings that have a client.
+    async fn list(&self) -> PortResult<Vec<String>>;
+}
+
+/// Time as a parameter. Leases alone use the database's clock instead.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since the Unix epoch.
+    fn now(&self) -> Millis;
+}
