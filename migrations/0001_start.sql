@@ -85,9 +85,12 @@ CREATE TABLE operation_events (
 
 CREATE TABLE secrets (
     name       TEXT   NOT NULL PRIMARY KEY,
+    iid        TEXT   NOT NULL,
     sealed     TEXT   NOT NULL,
     updated_at BIGINT NOT NULL
 );
+
+CREATE INDEX secrets_of_instance ON secrets (iid);
 
 -- Which catalog ids were ever served, so that a changed id is noticed before a platform does.
 CREATE TABLE catalog_ids (

@@ -73,8 +73,11 @@ pub enum UpdateDecision {
 /// What a DELETE instance comes to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DeprovisionDecision {
-    /// Open a deprovision, closing this operation first if there is one (D-07).
-    Start { supersede: Option<String> },
+    /// Open a deprovision.
+    Start {
+        /// The operation to close first (D-07).
+        supersede: Option<String>,
+    },
     /// Identical and running (D-02).
     Running(String),
 }
@@ -93,8 +96,11 @@ pub enum BindDecision {
 /// What a DELETE binding comes to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UnbindDecision {
-    /// Open an unbind, closing this operation first if there is one (N-07).
-    Start { supersede: Option<String> },
+    /// Open an unbind.
+    Start {
+        /// The operation to close first (N-07).
+        supersede: Option<String>,
+    },
     /// Identical and running (N-02).
     Running(String),
 }
@@ -393,6 +399,11 @@ pub fn bind(
     }
     // 10
     params::check(&plan.schemas.bind, &attributes.parameters).map_err(Error::bad_request)?;
+    if let (Some(template), Some(role)) = (&offering.binding, attributes.parameters.get("role").and_then(serde_json::Value::as_str))
+        && !template.roles.iter().any(|r| r == role)
+    {
+        return Err(Error::bad_request(format!("parameters.role: choose one of {}.", template.roles.join(", "))));
+    }
     // 11
     if on.open.is_some() {
         return Err(Error::concurrency());

@@ -70,6 +70,8 @@ pub struct Progress {
     pub endpoints: Option<Vec<Endpoint>>,
     /// What the backend knows the binding by.
     pub handle: Option<String>,
+    /// From now on the binding's handle is on the list of those not to be let in.
+    pub revoked: bool,
 }
 
 /// Where an operation goes after a step.
@@ -190,7 +192,7 @@ impl Tx {
         Ok(())
     }
 
-    async fn progress(&mut self, claimed: &Claimed, progress: &Progress) -> Result<(), Fail> {
+    async fn progress(&mut self, claimed: &Claimed, progress: &Progress, now: Millis) -> Result<(), Fail> {
         let iid = &claimed.instance.iid;
         if let Some(facts) = &progress.facts {
             sqlx::query("UPDATE instances SET facts = $2 WHERE iid = $1")
@@ -208,6 +210,9 @@ impl Tx {
         }
         if let (Some(handle), Some(bid)) = (&progress.handle, &claimed.operation.bid) {
             self.set_binding_handle(bid, handle).await?;
+        }
+        if let (true, Some(bid)) = (progress.revoked, &claimed.operation.bid) {
+            self.mark_revoked(bid, now).await?;
         }
         Ok(())
     }
@@ -337,7 +342,7 @@ impl Store {
                 if done.rows_affected() == 0 {
                     return Ok(false);
                 }
-                tx.progress(&claimed, &a.progress).await?;
+                tx.progress(&claimed, &a.progress, now).await?;
                 if let Some((step, outcome, message)) = &a.event {
                     tx.event(&claimed.operation.id, now, step, outcome, message)
                         .await?;
@@ -377,7 +382,7 @@ impl Store {
                 if let Some(instance) = &f.instance {
                     tx.save_instance(instance).await?;
                 }
-                tx.progress(&claimed, &f.progress).await?;
+                tx.progress(&claimed, &f.progress, now).await?;
                 if let (Some((state, residue)), Some(bid)) = (f.binding, &claimed.operation.bid) {
                     tx.set_binding_state(bid, state, residue, now).await?;
                 }

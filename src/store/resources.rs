@@ -87,6 +87,7 @@ impl Tx {
 
     /// Inserts a new instance; false when its iid is taken.
     pub async fn insert_instance(&mut self, i: &Instance) -> Result<bool, Fail> {
+        let wrote_before = self.wrote;
         self.wrote = true;
         let done = sqlx::query(
             "INSERT INTO instances (iid, platform, instance_id, attributes, state, usable, context, maintenance_version, \
@@ -108,7 +109,9 @@ impl Tx {
         .bind(i.updated_at)
         .execute(&mut *self.connection)
         .await?;
-        Ok(done.rows_affected() == 1)
+        let inserted = done.rows_affected() == 1;
+        self.wrote = wrote_before || inserted;
+        Ok(inserted)
     }
 
     /// Writes every changeable column of an instance.

@@ -5,6 +5,11 @@ use super::write::Fail;
 use crate::domain::instance::Millis;
 use sqlx::Row;
 
+/// Everything of an instance lies below its iid (`ports::secret_name`).
+fn instance_of(name: &str) -> &str {
+    name.split('/').next().unwrap_or_default()
+}
+
 impl Store {
     /// Inserts unless the name is taken; returns what is stored afterwards.
     pub async fn secret_insert(&self, name: &str, sealed: &str, now: Millis) -> Result<String, Fail> {
@@ -13,10 +18,11 @@ impl Store {
             let (name, sealed) = (name.clone(), sealed.clone());
             Box::pin(async move {
                 tx.wrote = true;
-                sqlx::query("INSERT INTO secrets (name, sealed, updated_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING")
+                sqlx::query("INSERT INTO secrets (name, iid, sealed, updated_at) VALUES ($1, $4, $2, $3) ON CONFLICT (name) DO NOTHING")
                     .bind(&name)
                     .bind(&sealed)
                     .bind(now)
+                    .bind(instance_of(&name))
                     .execute(&mut *tx.connection)
                     .await?;
                 let row = sqlx::query("SELECT sealed FROM secrets WHERE name = $1")
@@ -56,12 +62,11 @@ impl Store {
         .await
     }
 
-    /// Names beginning with `prefix`. Prefixes hold only `a-z2-7/`, so a range serves on both databases.
+    /// Names below an instance (`<iid>/`), or all of them for an empty prefix.
     pub async fn secret_list(&self, prefix: &str) -> Result<Vec<String>, Fail> {
         let mut connection = self.reader().await?;
-        let rows = sqlx::query("SELECT name FROM secrets WHERE substr(name, 1, $2) = $1 ORDER BY name")
-            .bind(prefix)
-            .bind(i64::try_from(prefix.len()).unwrap_or(i64::MAX))
+        let rows = sqlx::query("SELECT name FROM secrets WHERE $1 = '' OR iid = $1 ORDER BY name")
+            .bind(instance_of(prefix))
             .fetch_all(&mut *connection)
             .await?;
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
