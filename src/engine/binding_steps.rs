@@ -6,16 +6,17 @@
 //! after a log-in with its own credentials worked.
 
 use super::Engine;
-use super::instance_steps::{revoked, target};
+use super::instance_steps::{revoked, target, unrenderable};
 use super::runner::{Next, OnFailure, Step, ended_badly, following, succeeded};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::operation::OperationKind;
 use crate::domain::params;
-use crate::domain::request::{BindingView, EndpointView};
+use crate::domain::manifest::{self, BindingFacts};
+use crate::domain::request::BindingView;
 use crate::domain::secret::Secret;
 use crate::ports::{Grant, NewUser, PortError, Target, secret_name};
 use crate::store::{Claimed, Progress};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Steps of a bind.
@@ -108,19 +109,24 @@ async fn material(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Resu
             }
             let grant = grant(engine, binding, role);
             let user = mechanism.generate_user(&target, &grant, engine.now())?;
-            let scope = credentials_scope(&target, &grant, &user, &plan.values);
-            let unrenderable = |error: crate::domain::expr::ExprError| {
-                PortError::invalid("The catalog's credentials of this service cannot be filled in; the operator has to mend it.")
-                    .with_detail(error)
-            };
-            let credentials = template.credentials.fill(&scope).map_err(unrenderable)?;
-            let endpoints = template.endpoints.fill(&scope).map_err(unrenderable)?;
+            let scope = manifest::binding_scope(&BindingFacts {
+                iid: &target.iid,
+                offering,
+                plan,
+                params: &grant.params,
+                role,
+                endpoint: &target.endpoint,
+                endpoints: &target.endpoints,
+                settings: &target.settings,
+                user: &user.secret,
+            });
+            let (credentials, endpoints) = manifest::binding_credentials(template, &scope).map_err(unrenderable)?;
             let mut made = Secret::default();
             made.insert("handle", json!(user.handle));
             made.insert("role", json!(role));
             made.insert("user", Value::Object(user.secret.expose().clone()));
-            made.insert("credentials", without_nulls(credentials));
-            made.insert("endpoints", endpoints);
+            made.insert("credentials", Value::Object(credentials.expose().clone()));
+            made.insert("endpoints", json!(endpoints));
             engine.ports.secrets.create(&name, &made).await?
         }
     };
@@ -128,35 +134,6 @@ async fn material(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Resu
         handle: Some(stored.text("handle").to_owned()),
         ..Progress::default()
     }))
-}
-
-/// Clients call `toString()` on every member: a null would break them.
-fn without_nulls(credentials: Value) -> Value {
-    match credentials {
-        Value::Object(members) => Value::Object(members.into_iter().filter(|(_, v)| !v.is_null()).collect()),
-        other => other,
-    }
-}
-
-fn credentials_scope(target: &Target, grant: &Grant, user: &NewUser, plan: &Map<String, Value>) -> Map<String, Value> {
-    let endpoints: Map<String, Value> = target
-        .endpoints
-        .iter()
-        .map(|e| (e.name.clone(), json!({"host": e.host, "port": e.port})))
-        .collect();
-    let mut scope = Map::new();
-    scope.insert("user".into(), Value::Object(user.secret.expose().clone()));
-    scope.insert(
-        "endpoint".into(),
-        json!({"host": target.endpoint.host, "port": target.endpoint.port}),
-    );
-    scope.insert("endpoints".into(), Value::Object(endpoints));
-    scope.insert("settings".into(), Value::Object(target.settings.clone()));
-    scope.insert("plan".into(), Value::Object(plan.clone()));
-    scope.insert("params".into(), Value::Object(grant.params.clone()));
-    scope.insert("instance".into(), json!({"iid": target.iid}));
-    scope.insert("role".into(), json!(grant.role));
-    scope
 }
 
 async fn revoke(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Result<Step, PortError> {
@@ -188,33 +165,12 @@ fn member(stored: &Secret, name: &str) -> Secret {
 
 /// What was kept when the binding was made, as it is told to the platform: the same at every asking.
 pub(super) fn stored_view(stored: &Secret) -> BindingView {
-    let endpoints = stored
-        .expose()
-        .get("endpoints")
-        .and_then(Value::as_array)
-        .map(|list| list.iter().filter_map(endpoint_view).collect())
-        .unwrap_or_default();
+    let endpoints = stored.expose().get("endpoints").cloned().unwrap_or_default();
     BindingView {
         credentials: member(stored, "credentials"),
-        endpoints,
+        endpoints: serde_json::from_value(endpoints).unwrap_or_default(),
         ..BindingView::default()
     }
-}
-
-fn endpoint_view(value: &Value) -> Option<EndpointView> {
-    let ports = value.get("ports")?.as_array()?;
-    Some(EndpointView {
-        host: value.get("host")?.as_str()?.to_owned(),
-        ports: ports
-            .iter()
-            .map(|p| p.as_str().map_or_else(|| p.to_string(), str::to_owned))
-            .collect(),
-        protocol: value
-            .get("protocol")
-            .and_then(Value::as_str)
-            .unwrap_or("tcp")
-            .to_owned(),
-    })
 }
 
 pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {

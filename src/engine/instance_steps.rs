@@ -88,15 +88,8 @@ impl<'a> Here<'a> {
 
     /// The names expressions see, from what the instance and its placement are.
     fn scope(&self, place: &Map<String, Value>) -> Scope {
-        let mut scope = place.clone();
-        scope.insert(
-            "instance".into(),
-            json!({"iid": self.instance.iid, "id": self.instance.instance_id}),
-        );
-        scope.insert("platform".into(), json!(self.instance.platform));
-        scope.insert("params".into(), Value::Object(self.parameters.clone()));
-        scope.insert("plan".into(), Value::Object(self.plan.values.clone()));
-        scope
+        let platform = &self.instance.platform;
+        manifest::instance_scope(&self.instance.iid, platform, &self.offering, &self.plan, &self.parameters, place)
     }
 
     fn place(&self) -> Map<String, Value> {
@@ -125,7 +118,7 @@ fn reference(instance: &Instance, offering: &str, plan: &str) -> InstanceRef {
     }
 }
 
-fn unrenderable(error: ExprError) -> PortError {
+pub(super) fn unrenderable(error: ExprError) -> PortError {
     PortError::invalid("The catalog's description of this service does not fit these parameters; the operator has to mend it.")
         .with_detail(error)
 }
@@ -135,7 +128,7 @@ async fn place(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
     let place = engine.ports.provisioner.place(&here.reference, &here.offering).await?;
     let mut facts = here.instance.facts.clone();
     if let Some(binding) = &here.offering.binding {
-        let settings = binding.settings.fill(&here.scope(&place)).map_err(unrenderable)?;
+        let settings = manifest::settings(binding, &here.plan, &here.scope(&place)).map_err(unrenderable)?;
         facts.insert(
             "binding".into(),
             json!({"mechanism": binding.mechanism, "settings": settings, "endpoint": binding.endpoint}),

@@ -72,6 +72,17 @@ impl Store {
         rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
+    /// At most `most` rows of name and sealed text whose name comes after `after`, in that order.
+    pub async fn secret_page(&self, after: &str, most: i64) -> Result<Vec<(String, String)>, Fail> {
+        let mut connection = self.reader().await?;
+        let rows = sqlx::query("SELECT name, sealed FROM secrets WHERE name > $1 ORDER BY name LIMIT $2")
+            .bind(after)
+            .bind(most)
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
     /// Replaces the sealed text if it is still `old`; false when somebody was faster.
     pub async fn secret_replace(&self, name: &str, old: &str, new: &str, now: Millis) -> Result<bool, Fail> {
         let (name, old, new) = (name.to_owned(), old.to_owned(), new.to_owned());
