@@ -71,7 +71,8 @@ pub(super) fn subjects(params: &Map<String, Value>) -> PortResult<Option<Vec<Str
                 "subjects must be a list of 1 to {MAX_SUBJECTS} NATS subjects; leave it out for all subjects"
             ))
         })?;
-    list.iter()
+    let subjects = list
+        .iter()
         .enumerate()
         .map(|(i, item)| {
             let subject = item.as_str().unwrap_or_default();
@@ -82,8 +83,19 @@ pub(super) fn subjects(params: &Map<String, Value>) -> PortResult<Option<Vec<Str
                 ))),
             }
         })
-        .collect::<PortResult<Vec<_>>>()
-        .map(Some)
+        .collect::<PortResult<Vec<_>>>()?;
+    for (i, subject) in subjects.iter().enumerate() {
+        let Some(below) = below(subject) else {
+            continue;
+        };
+        if let Some(j) = subjects.iter().position(|other| overlap(&below, other)) {
+            return Err(PortError::invalid(format!(
+                "subjects[{j}] reaches below subjects[{i}], which ends in *: the server cannot keep the two apart; \
+                 end subjects[{i}] in > or name its subjects one by one"
+            )));
+        }
+    }
+    Ok(Some(subjects))
 }
 
 fn fault(subject: &str) -> Option<&'static str> {
@@ -121,6 +133,27 @@ fn fault(subject: &str) -> Option<&'static str> {
     None
 }
 
+/// What lies deeper than a subject that ends in `*`.
+///
+/// The server lets a client allowed `a.*` subscribe to `a.>` (it takes the `>` for a word that `*` matches), so what
+/// is below must be denied by name.
+fn below(subject: &str) -> Option<String> {
+    subject.ends_with(".*").then(|| format!("{subject}.>"))
+}
+
+/// Whether some subject is matched by both patterns.
+fn overlap(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(x), Some(y)) if x == "*" || y == "*" || x == y => {}
+            _ => return false,
+        }
+    }
+}
+
 /// The permission members of a user JWT's `nats` part.
 ///
 /// Errors (`Invalid`): an unknown role.
@@ -145,7 +178,12 @@ pub(super) fn permissions(
     if let Some(subjects) = subjects {
         let mut hear = subjects.to_vec();
         hear.push(format!("{inbox}.>"));
-        permissions.insert("sub".into(), json!({"allow": hear}));
+        let mut sub = json!({"allow": hear});
+        let deny: Vec<_> = subjects.iter().filter_map(|s| below(s)).collect();
+        if !deny.is_empty() {
+            sub["deny"] = deny.into();
+        }
+        permissions.insert("sub".into(), sub);
         if writes {
             permissions.insert("pub".into(), json!({"allow": subjects}));
             permissions.insert("resp".into(), json!({"max": -1, "ttl": ANSWER_WITHIN}));
@@ -257,6 +295,33 @@ mod tests {
                 .message
                 .starts_with("subjects[2]")
         );
+    }
+
+    #[test]
+    fn what_lies_below_a_star_is_denied_and_cannot_be_asked_for_beside_it() {
+        let scope = ask(json!(["orders.*", "orders.new", "billing.>", "a.*.c.*"]))
+            .unwrap()
+            .unwrap();
+        let p = permissions("readonly", Some(&scope), "_INBOX_X", false).unwrap();
+        assert_eq!(p["sub"]["deny"], json!(["orders.*.>", "a.*.c.*.>"]));
+        for other in [
+            "orders.new.eu",
+            "orders.>",
+            "orders.*.*",
+            "orders.*.eu",
+            "orders.new.>",
+        ] {
+            let error = ask(json!(["orders.*", other])).unwrap_err();
+            assert!(
+                error
+                    .message
+                    .starts_with("subjects[1] reaches below subjects[0]"),
+                "{other}: {error}"
+            );
+        }
+        for other in ["orders", "orders.new", "order.new.eu", "a.*", "orders.*"] {
+            ask(json!(["orders.*", other])).unwrap();
+        }
     }
 
     #[test]
