@@ -1,10 +1,16 @@
-//! From catalog text to what a provisioner makes: pure rendering of one instance.
+//! From catalog text to what a provisioner makes and a platform gets: pure rendering of one instance or binding.
+//!
+//! The catalog's checker and the engine render through the same functions and build their scopes
+//! with [`instance_scope`] and [`binding_scope`], so what was checked is what is made.
 
-use super::catalog::{Offering, Plan};
+use super::catalog::{BindingTemplate, Offering, Plan};
 use super::expr::{ExprError, Scope};
+use super::instance::Endpoint;
+use super::request::EndpointView;
 use super::secret::Secret;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -120,9 +126,33 @@ pub struct ReadySpec {
     pub tcp: String,
 }
 
+/// The scope of an instance's expressions: `instance`, `platform`, `params` and the provisioner's placement.
+///
+/// `params` are the parameters with defaults filled in. The platform's own ids are not in it: they are opaque
+/// strings that must not reach a path or a configuration file (design §7).
+pub fn instance_scope(
+    iid: &str,
+    platform: &str,
+    offering: &Offering,
+    plan: &Plan,
+    params: &Map<String, Value>,
+    placement: &Map<String, Value>,
+) -> Scope {
+    let mut scope = placement.clone();
+    scope.insert("instance".into(), instance(iid, offering, plan));
+    scope.insert("platform".into(), platform.into());
+    scope.insert("params".into(), Value::Object(params.clone()));
+    scope
+}
+
+fn instance(iid: &str, offering: &Offering, plan: &Plan) -> Value {
+    json!({"iid": iid, "offering": offering.name, "plan": plan.name})
+}
+
 /// Renders an instance: fills `process.yaml` and `objects/` of the offering.
 ///
 /// `scope` holds `instance`, `platform`, `params` and the provisioner's placement; `plan`, `admin` and `generated` are added here.
+/// Errors: the leaf that could not be filled, its path starting with `process.` or `objects[…].`.
 pub fn render(
     offering: &Offering,
     plan: &Plan,
@@ -130,6 +160,233 @@ pub fn render(
     admin: &Secret,
     generated: &Secret,
 ) -> Result<Desired, ExprError> {
-    let _ = (offering, plan, scope, admin, generated);
-    unimplemented!()
+    let mut scope = with_plan(scope, plan);
+    scope.insert("admin".into(), Value::Object(admin.expose().clone()));
+    scope.insert("generated".into(), Value::Object(generated.expose().clone()));
+    let process = match &offering.process {
+        None => None,
+        Some(template) => {
+            let mut spec = template.spec.fill(&scope).map_err(|e| below("process", e))?;
+            as_text(spec.pointer_mut("/command"));
+            as_text(spec.pointer_mut("/init/command"));
+            as_text(spec.get_mut("env"));
+            let mut spec: ProcessSpec = typed(spec).map_err(|e| below("process", e))?;
+            spec.user.clone_from(&template.user);
+            spec.ports.clone_from(&template.ports);
+            Some(spec)
+        }
+    };
+    let mut objects = Vec::with_capacity(offering.objects.len());
+    for (i, template) in offering.objects.iter().enumerate() {
+        objects.push(template.fill(&scope).map_err(|e| below(&format!("objects[{i}]"), e))?);
+    }
+    let hash = hash(process.as_ref(), &objects);
+    Ok(Desired { process, objects, hash })
+}
+
+/// Fills `settings` of a `binding.yaml`. The scope is an instance's; `plan` is added here, secrets are not to be had.
+pub fn settings(binding: &BindingTemplate, plan: &Plan, scope: &Scope) -> Result<Map<String, Value>, ExprError> {
+    match binding.settings.fill(&with_plan(scope, plan)).map_err(|e| below("settings", e))? {
+        Value::Object(settings) => Ok(settings),
+        _ => Err(error("settings", "must be a map")),
+    }
+}
+
+/// What a binding's credentials are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct BindingFacts<'a> {
+    /// The instance's own name.
+    pub iid: &'a str,
+    /// Its offering.
+    pub offering: &'a Offering,
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// The binding's parameters with defaults filled in.
+    pub params: &'a Map<String, Value>,
+    /// The role it was given.
+    pub role: &'a str,
+    /// The endpoint `binding.yaml` names.
+    pub endpoint: &'a Endpoint,
+    /// All endpoints of the instance.
+    pub endpoints: &'a [Endpoint],
+    /// `settings`, filled in.
+    pub settings: &'a Map<String, Value>,
+    /// The user's secret.
+    pub user: &'a Secret,
+}
+
+/// The scope of a binding's expressions. `endpoints` is a map by name: `endpoints.monitor.port`.
+pub fn binding_scope(facts: &BindingFacts<'_>) -> Scope {
+    let endpoint = |e: &Endpoint| json!({"name": e.name, "host": e.host, "port": e.port});
+    let endpoints: Map<String, Value> = facts.endpoints.iter().map(|e| (e.name.clone(), endpoint(e))).collect();
+    Map::from_iter([
+        ("instance".to_owned(), instance(facts.iid, facts.offering, facts.plan)),
+        ("plan".to_owned(), Value::Object(facts.plan.values.clone())),
+        ("params".to_owned(), Value::Object(facts.params.clone())),
+        ("role".to_owned(), facts.role.into()),
+        ("endpoint".to_owned(), endpoint(facts.endpoint)),
+        ("endpoints".to_owned(), Value::Object(endpoints)),
+        ("settings".to_owned(), Value::Object(facts.settings.clone())),
+        ("user".to_owned(), Value::Object(facts.user.expose().clone())),
+    ])
+}
+
+/// The credentials object and the OSB `endpoints` (B-16) of a binding.
+///
+/// Members that came out as null are left out: clients call methods on whatever is present (security §4, Z-02).
+pub fn binding_credentials(
+    binding: &BindingTemplate,
+    scope: &Scope,
+) -> Result<(Secret, Vec<EndpointView>), ExprError> {
+    let mut credentials = binding.credentials.fill(scope).map_err(|e| below("credentials", e))?;
+    drop_nulls(&mut credentials);
+    let Value::Object(credentials) = credentials else {
+        return Err(error("credentials", "must be a map"));
+    };
+    let endpoints = binding.endpoints.fill(scope).map_err(|e| below("endpoints", e))?;
+    let mut views = Vec::new();
+    for (i, endpoint) in endpoints.as_array().into_iter().flatten().enumerate() {
+        views.push(view(endpoint).map_err(|message| error(&format!("endpoints[{i}]"), message))?);
+    }
+    Ok((Secret::new(credentials), views))
+}
+
+fn view(endpoint: &Value) -> Result<EndpointView, &'static str> {
+    let host = endpoint.get("host").and_then(Value::as_str).unwrap_or_default();
+    if host.is_empty() {
+        return Err("needs a host");
+    }
+    let mut ports = Vec::new();
+    for port in endpoint.get("ports").and_then(Value::as_array).into_iter().flatten() {
+        let text = match port {
+            Value::Number(number) => number.to_string(),
+            Value::String(text) => text.clone(),
+            _ => String::new(),
+        };
+        let number = |text: &str| text.parse::<u16>().is_ok_and(|n| n > 0);
+        let right = match text.split_once('-') {
+            Some((from, to)) => number(from) && number(to),
+            None => number(&text),
+        };
+        if !right {
+            return Err("a port must be a number or a range such as \"9000-9010\"");
+        }
+        ports.push(text);
+    }
+    if ports.is_empty() {
+        return Err("needs at least one port");
+    }
+    let protocol = endpoint.get("protocol").map_or(Some("tcp"), Value::as_str).unwrap_or_default();
+    if !["tcp", "udp", "all"].contains(&protocol) {
+        return Err("protocol must be tcp, udp or all");
+    }
+    Ok(EndpointView {
+        host: host.to_owned(),
+        ports,
+        protocol: protocol.to_owned(),
+    })
+}
+
+fn with_plan(scope: &Scope, plan: &Plan) -> Scope {
+    let mut scope = scope.clone();
+    scope.insert("plan".into(), Value::Object(plan.values.clone()));
+    scope
+}
+
+fn error(path: &str, message: impl Into<String>) -> ExprError {
+    ExprError {
+        path: path.to_owned(),
+        message: message.into(),
+    }
+}
+
+fn below(prefix: &str, e: ExprError) -> ExprError {
+    let path = match e.path.as_str() {
+        "" | "." => prefix.to_owned(),
+        path if path.starts_with('[') => format!("{prefix}{path}"),
+        path => format!("{prefix}.{path}"),
+    };
+    ExprError { path, ..e }
+}
+
+/// Numbers and booleans in arguments and environment as text: `${ports.client}` alone is a number.
+fn as_text(value: Option<&mut Value>) {
+    let scalar = |value: &mut Value| {
+        if value.is_number() || value.is_boolean() {
+            *value = Value::String(value.to_string());
+        }
+    };
+    match value {
+        Some(Value::Array(items)) => items.iter_mut().for_each(scalar),
+        Some(Value::Object(members)) => members.values_mut().for_each(scalar),
+        _ => {}
+    }
+}
+
+/// A filled document as its type. What serde says is kept only up to where it repeats the value.
+fn typed(value: Value) -> Result<ProcessSpec, ExprError> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let path = e.path().to_string();
+        let message = e.into_inner().to_string();
+        let message = match message.split_once("expected ") {
+            Some((said, expected)) if !said.starts_with("unknown field") => {
+                format!("is not what it should be: {expected}")
+            }
+            _ => message,
+        };
+        error(&path, message)
+    })
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => {
+            items.retain(|item| !item.is_null());
+            items.iter_mut().for_each(drop_nulls);
+        }
+        _ => {}
+    }
+}
+
+/// Hash over the canonical JSON of everything rendered: equal means nothing to change.
+fn hash(process: Option<&ProcessSpec>, objects: &[Value]) -> String {
+    // A spec is plain maps, lists and texts: it cannot fail to serialise.
+    let process = serde_json::to_value(process).unwrap_or_default();
+    let mut text = String::new();
+    canonical(&json!({"process": process, "objects": objects}), &mut text);
+    data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes()))
+}
+
+/// JSON with members in name order, whatever order the map keeps.
+fn canonical(value: &Value, text: &mut String) {
+    match value {
+        Value::Object(members) => {
+            let sorted: BTreeMap<&String, &Value> = members.iter().collect();
+            text.push('{');
+            for (i, (key, member)) in sorted.into_iter().enumerate() {
+                if i > 0 {
+                    text.push(',');
+                }
+                text.push_str(&Value::String(key.clone()).to_string());
+                text.push(':');
+                canonical(member, text);
+            }
+            text.push('}');
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    text.push(',');
+                }
+                canonical(item, text);
+            }
+            text.push(']');
+        }
+        other => text.push_str(&other.to_string()),
+    }
 }

@@ -138,7 +138,7 @@ impl std::fmt::Debug for BindingView {
 }
 
 /// One entry of `endpoints`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct EndpointView {
     /// Host.
     pub host: String,

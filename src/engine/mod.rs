@@ -1,58 +1,287 @@
-//! The operation engine: commands and queries of the broker, and the work behind them.
+//! The operation engine: commands and queries of the broker, and the durable work behind them.
+//!
+//! A command decides (`domain::decide`) and writes instance or binding and operation in one
+//! transaction, then answers; nothing outside the database has happened by then. The runner claims
+//! operations and takes them step by step through the ports. Restart, crash, a second replica and
+//! normal running are one path: an open row whose lease has run out is simply claimed.
 
-use crate::domain::catalog::Catalog;
+mod bindings;
+mod binding_steps;
+mod instance_steps;
+mod instances;
+mod queries;
+mod runner;
+mod sweep;
+
+pub use runner::{CANCELLED, Runner};
+pub use sweep::{SweepReport, Sweeper};
+
+use crate::domain::catalog::{Catalog, Offering, Plan};
 use crate::domain::error::Error;
-use crate::domain::request::{
-    Bind, BindingView, Caller, Delete, InstanceView, LastOperation, Outcome, Provision, Update,
-};
+use crate::domain::instance::Millis;
+use crate::domain::operation::OperationState;
+use crate::ports::{Clock, CredentialMechanism, Provisioner, SecretStore};
+use crate::store::Store;
+use arc_swap::ArcSwap;
 use serde_json::Value;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// The catalog in use, with the body of GET /v2/catalog. Replaced whole at a reload.
 pub struct Served {
-    /// Everything, also plans that are not offered any more or cannot run here.
+    /// Everything, also plans that cannot be provisioned here.
     pub catalog: Catalog,
+    /// Ids of the plans new instances may have.
+    pub offered: HashSet<String>,
     /// `{"services": [...]}`.
     pub body: Value,
 }
 
-/// Commands and queries.
-pub struct Engine {}
+impl Served {
+    /// Whether new instances may have this plan.
+    pub fn offers(&self, _offering: &Offering, plan: &Plan) -> bool {
+        self.offered.contains(&plan.id)
+    }
+}
 
-#[allow(clippy::unused_async, missing_docs)]
+/// The outside world, as `app` composed it.
+#[derive(Clone)]
+pub struct Ports {
+    /// Makes instances.
+    pub provisioner: Arc<dyn Provisioner>,
+    /// By the word `binding.yaml` uses.
+    pub mechanisms: BTreeMap<String, Arc<dyn CredentialMechanism>>,
+    /// Keeps secrets.
+    pub secrets: Arc<dyn SecretStore>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Makes operation tokens: unique, URL-safe.
+    pub new_id: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// How the engine behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of this process among the workers; unique.
+    pub owner: String,
+    /// Whether this process runs operations (`--role worker|all`).
+    pub runs_work: bool,
+    /// Most steps running at once.
+    pub workers: usize,
+    /// How long a claim holds without a heartbeat.
+    pub lease: Duration,
+    /// How often the queue is looked at without a signal.
+    pub poll: Duration,
+    /// D-09: refuse to delete an instance that has bindings.
+    pub refuse_deprovision_with_bindings: bool,
+    /// `dashboard_url` with `{iid}`, `{offering}` and `{plan}` filled in; none = no dashboards.
+    pub dashboard_url: Option<String>,
+    /// How long tombstones answer (Z-01, L-06).
+    pub retention: Duration,
+    /// How long a request without `accepts_incomplete` waits for its binding.
+    pub sync_wait: Duration,
+    /// How long a request with `accepts_incomplete` waits before it is answered 202.
+    pub async_grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            owner: "chandler".into(),
+            runs_work: true,
+            workers: 16,
+            lease: Duration::from_secs(30),
+            poll: Duration::from_secs(1),
+            refuse_deprovision_with_bindings: false,
+            dashboard_url: None,
+            retention: Duration::from_secs(7 * 24 * 3600),
+            sync_wait: Duration::from_secs(30),
+            async_grace: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Commands and queries. One per process, shared.
+pub struct Engine {
+    store: Store,
+    ports: Ports,
+    settings: Settings,
+    served: ArcSwap<Served>,
+    /// Work may be due: carries no data, so missing one only costs a poll.
+    wake: Notify,
+    /// Operations this process is at, to stop them when a DELETE takes over.
+    running: Mutex<HashMap<String, CancellationToken>>,
+    /// Requests that wait for the end of an operation in this process.
+    waiting: Mutex<HashMap<String, Arc<Notify>>>,
+    /// Set when the process is going down: `/readyz` says so.
+    draining: CancellationToken,
+}
+
 impl Engine {
+    /// An engine over a migrated store, with no catalog yet: see [`set_catalog`](Self::set_catalog).
+    pub fn new(store: Store, ports: Ports, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            ports,
+            settings,
+            served: ArcSwap::from_pointee(Served {
+                catalog: Catalog::default(),
+                offered: HashSet::new(),
+                body: serde_json::json!({"services": []}),
+            }),
+            wake: Notify::new(),
+            running: Mutex::default(),
+            waiting: Mutex::default(),
+            draining: CancellationToken::new(),
+        })
+    }
+
+    /// The catalog in use.
     pub fn served(&self) -> Arc<Served> {
-        unimplemented!()
+        self.served.load_full()
     }
-    pub async fn provision(&self, _: &Caller, _: Provision) -> Result<Outcome<InstanceView>, Error> {
-        unimplemented!()
+
+    /// Puts a checked catalog into use. Plans that the provisioner or the mechanisms cannot serve are not offered.
+    ///
+    /// Errors: an offering or plan that exists in the database under the same name now has another id (I-03).
+    pub async fn set_catalog(&self, catalog: Catalog) -> Result<(), Error> {
+        let provisioner = &self.ports.provisioner;
+        let can = |offering: &Offering, plan: &Plan| {
+            let mechanism = offering
+                .binding
+                .as_ref()
+                .is_none_or(|b| self.ports.mechanisms.contains_key(&b.mechanism));
+            mechanism && provisioner.offers(offering, plan).is_ok()
+        };
+        let mut offered = HashSet::new();
+        let mut ids = Vec::new();
+        for offering in &catalog.offerings {
+            ids.push((offering.id.clone(), "offering".to_owned(), offering.name.clone()));
+            for plan in &offering.plans {
+                let name = format!("{}/{}", offering.name, plan.name);
+                ids.push((plan.id.clone(), "plan".to_owned(), name));
+                if can(offering, plan) {
+                    offered.insert(plan.id.clone());
+                }
+            }
+        }
+        let known = self.store.catalog_ids().await?;
+        for (id, kind, name) in &ids {
+            if let Some((old, _, _)) = known.iter().find(|(i, k, n)| k == kind && n == name && i != id)
+                && !ids.iter().any(|(i, _, _)| i == old)
+            {
+                return Err(Error::bad_request(format!(
+                    "The {kind} {name} has the id {id}, but platforms know it as {old}. Ids never change: put the old id back, or give the new one another name."
+                )));
+            }
+        }
+        if known.len() < ids.len() || ids.iter().any(|id| !known.contains(id)) {
+            self.store
+                .write(move |tx| {
+                    let ids = ids.clone();
+                    Box::pin(async move { tx.remember_catalog_ids(&ids).await })
+                })
+                .await?;
+        }
+        let body = catalog.served(&|_, plan| offered.contains(&plan.id));
+        self.served.store(Arc::new(Served {
+            catalog,
+            offered,
+            body,
+        }));
+        Ok(())
     }
-    pub async fn update(&self, _: &Caller, _: Update) -> Result<Outcome<InstanceView>, Error> {
-        unimplemented!()
-    }
-    pub async fn deprovision(&self, _: &Caller, _: Delete) -> Result<Outcome<()>, Error> {
-        unimplemented!()
-    }
-    pub async fn fetch_instance(&self, _: &Caller, _instance_id: &str) -> Result<InstanceView, Error> {
-        unimplemented!()
-    }
-    pub async fn bind(&self, _: &Caller, _: Bind) -> Result<Outcome<BindingView>, Error> {
-        unimplemented!()
-    }
-    pub async fn unbind(&self, _: &Caller, _: Delete) -> Result<Outcome<()>, Error> {
-        unimplemented!()
-    }
-    pub async fn fetch_binding(&self, _: &Caller, _instance_id: &str, _binding_id: &str) -> Result<BindingView, Error> {
-        unimplemented!()
-    }
-    pub async fn last_instance_operation(&self, _: &Caller, _instance_id: &str, _operation: Option<&str>) -> Result<LastOperation, Error> {
-        unimplemented!()
-    }
-    pub async fn last_binding_operation(&self, _: &Caller, _instance_id: &str, _binding_id: &str, _operation: Option<&str>) -> Result<LastOperation, Error> {
-        unimplemented!()
-    }
+
     /// Whether the broker can serve: store reachable, catalog loaded, not draining. Else one sentence.
     pub async fn ready(&self) -> Result<(), String> {
-        unimplemented!()
+        if self.draining.is_cancelled() {
+            return Err("The broker is shutting down.".into());
+        }
+        if self.served.load().catalog.offerings.is_empty() {
+            return Err("No catalog is loaded.".into());
+        }
+        self.store
+            .ping()
+            .await
+            .map_err(|_| "The database cannot be reached.".into())
     }
+
+    /// From now on `/readyz` answers 503, so that no new requests are sent here.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// The store, for operators' commands.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The ports, for operators' commands.
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    fn now(&self) -> Millis {
+        self.ports.clock.now()
+    }
+
+    /// Starts on an accepted operation in this process if it runs work; signals the runner.
+    fn accepted(self: &Arc<Self>, superseded: Option<&str>) {
+        if let Some(id) = superseded
+            && let Some(token) = lock(&self.running).remove(id)
+        {
+            token.cancel();
+        }
+        self.wake.notify_one();
+    }
+
+    /// Runs one operation at once and waits until it ended, or `limit` passed. `None` = still open.
+    async fn run_and_wait(self: &Arc<Self>, id: &str, limit: Duration) -> Result<Option<(OperationState, String)>, Error> {
+        let signal = Arc::new(Notify::new());
+        lock(&self.waiting).insert(id.to_owned(), signal.clone());
+        if self.settings.runs_work {
+            let (engine, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { Runner::new(engine).run_one(&id).await });
+        }
+        let end = tokio::time::sleep(limit);
+        tokio::pin!(end);
+        let mut pause = Duration::from_millis(50);
+        let result = loop {
+            let notified = signal.notified();
+            match self.store.operation(id).await {
+                Err(fail) => break Err(fail.into()),
+                Ok(None) => break Ok(None),
+                Ok(Some((row, _))) if row.operation.state != OperationState::Open => {
+                    break Ok(Some((row.operation.state, row.operation.description)));
+                }
+                Ok(Some(_)) => {}
+            }
+            tokio::select! {
+                () = notified => {}
+                // Another process may be at it: look now and then.
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_millis(500)),
+                () = &mut end => break Ok(None),
+            }
+        };
+        lock(&self.waiting).remove(id);
+        result
+    }
+
+    fn ended(&self, id: &str) {
+        if let Some(signal) = lock(&self.waiting).remove(id) {
+            signal.notify_one();
+        }
+    }
+}
+
+/// A lock whose holder panicked still guards plain data: go on with it.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(duration: Duration) -> Millis {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -4,9 +4,21 @@
 //! plan renders, or every problem it found, each with its file. What a platform is served is a
 //! projection of it ([`Catalog::served`]).
 
+mod check;
+mod load;
+mod mechanism;
+mod raw;
+mod render;
+mod sample;
+mod schema;
+mod served;
+
+pub use mechanism::{KnownMechanisms, Mechanisms, admin_members, user_members};
+
 use super::expr::Template;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 /// File texts by path relative to the repository root: `catalog/postgres/offering.yaml`, `plans/postgres/small.yaml`, …
@@ -21,6 +33,16 @@ pub struct Problem {
     pub path: String,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if !self.path.is_empty() {
+            write!(f, ": {}", self.path)?;
+        }
+        write!(f, ": {}", self.message)
+    }
 }
 
 /// A service as the catalog folder describes it.
@@ -114,7 +136,7 @@ pub struct Schemas {
 /// A parameters schema as served, with its compiled form.
 #[derive(Debug, Clone)]
 pub struct Schema {
-    /// As served.
+    /// As served; a `${plan.…}` in the file is already filled in.
     pub json: Value,
     /// Compiled once at load.
     pub validator: Arc<jsonschema::Validator>,
@@ -167,14 +189,11 @@ pub struct Catalog {
 impl Catalog {
     /// Reads and checks a catalog.
     ///
-    /// `check_settings(mechanism, settings)` answers for the mechanisms that exist: an unknown one, or settings it cannot
-    /// work with, are problems. Errors: every problem found, in file order.
-    pub fn load(
-        sources: &Sources,
-        check_settings: &dyn Fn(&str, &Map<String, Value>) -> Vec<String>,
-    ) -> Result<Self, Vec<Problem>> {
-        let _ = (sources, check_settings);
-        unimplemented!()
+    /// A mechanism must be one that exists or is planned ([`Mechanisms::known`]); the settings of those that exist
+    /// ([`Mechanisms::registered`]) are checked by them. Offerings of the others load, so that they stay checked, and
+    /// are to be left out by [`Catalog::served`]'s `offered`. Errors: every problem found, in file order.
+    pub fn load(sources: &Sources, mechanisms: &dyn Mechanisms) -> Result<Self, Vec<Problem>> {
+        load::load(sources, mechanisms)
     }
 
     /// The offering with this id.
@@ -191,7 +210,9 @@ impl Catalog {
 
     /// The body of GET /v2/catalog: offerings that have at least one plan for which `offered` says yes, with those plans.
     pub fn served(&self, offered: &dyn Fn(&Offering, &Plan) -> bool) -> Value {
-        let _ = offered;
-        unimplemented!()
+        served::served(self, offered)
     }
 }
+
+#[cfg(test)]
+mod tests;

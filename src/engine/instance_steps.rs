@@ -1,0 +1,364 @@
+//! Steps of provision, update and deprovision. Each may run again at any time and finds its own earlier work.
+
+use super::Engine;
+use super::runner::{Next, OnFailure, Step, ended_badly, following, succeeded};
+use crate::domain::catalog::{Offering, Plan};
+use crate::domain::expr::{ExprError, Scope};
+use crate::domain::instance::{Instance, InstanceAttributes, InstanceState, Millis};
+use crate::domain::manifest::{self, Desired};
+use crate::domain::operation::OperationKind;
+use crate::domain::params;
+use crate::domain::secret::Secret;
+use crate::ports::{
+    CredentialMechanism, InstanceRef, Observation, PortError, Removal, RevokedHandle, Target, secret_name,
+};
+use crate::store::{Claimed, Progress};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Steps of a provision and, with other values, of an update and of its undo.
+pub(super) const PROVISION: &[&str] = &["place", "secrets", "apply", "ready", "prepare"];
+/// Steps of a deprovision.
+pub(super) const DEPROVISION: &[&str] = &["remove", "forget"];
+/// How long going back after a failed update may take, milliseconds.
+const UNDO: Millis = 600_000;
+
+pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
+    let instance = &claimed.instance;
+    if claimed.operation.kind == OperationKind::Deprovision {
+        return match claimed.operation.step.as_str() {
+            "forget" => forget(engine, claimed).await,
+            _ => remove(engine, claimed).await,
+        };
+    }
+    let attributes = wanted(claimed);
+    let here = Here::of(engine, instance, attributes)?;
+    match claimed.operation.step.as_str() {
+        "secrets" => secrets(engine, &here).await,
+        "apply" => {
+            let desired = here.desired(engine).await?;
+            engine.ports.provisioner.apply(&here.reference, &desired).await?;
+            Ok(Step::Done(Progress::default()))
+        }
+        "ready" => ready(engine, claimed, &here).await,
+        "prepare" => {
+            if let Some((mechanism, target)) = target(engine, instance).await? {
+                mechanism.prepare(&target).await?;
+            }
+            Ok(Step::Done(Progress::default()))
+        }
+        _ => place(engine, &here).await,
+    }
+}
+
+/// An update works towards its target; undoing it, and everything else, towards what the instance is.
+fn wanted(claimed: &Claimed) -> &InstanceAttributes {
+    match &claimed.operation.target {
+        Some(target) if claimed.operation.failing.is_none() => &target.attributes,
+        _ => &claimed.instance.attributes,
+    }
+}
+
+/// An instance seen through the catalog that is in use now.
+pub(super) struct Here<'a> {
+    instance: &'a Instance,
+    offering: Arc<Offering>,
+    plan: Arc<Plan>,
+    parameters: Map<String, Value>,
+    pub(super) reference: InstanceRef,
+}
+
+impl<'a> Here<'a> {
+    pub(super) fn of(engine: &Engine, instance: &'a Instance, attributes: &InstanceAttributes) -> Result<Self, PortError> {
+        let served = engine.served();
+        let Some((offering, plan)) = served.catalog.plan(&attributes.service_id, &attributes.plan_id) else {
+            return Err(PortError::invalid(
+                "The plan of this instance is no longer in the catalog, so the instance can only be deleted.",
+            ));
+        };
+        Ok(Self {
+            instance,
+            parameters: params::with_defaults(&plan.schemas.create, &attributes.parameters),
+            reference: reference(instance, &offering.name, &plan.name),
+            offering: offering.clone(),
+            plan: plan.clone(),
+        })
+    }
+
+    /// The names expressions see, from what the instance and its placement are.
+    fn scope(&self, place: &Map<String, Value>) -> Scope {
+        let platform = &self.instance.platform;
+        manifest::instance_scope(&self.instance.iid, platform, &self.offering, &self.plan, &self.parameters, place)
+    }
+
+    fn place(&self) -> Map<String, Value> {
+        match self.instance.facts.get("place") {
+            Some(Value::Object(place)) => place.clone(),
+            _ => Map::new(),
+        }
+    }
+
+    pub(super) async fn desired(&self, engine: &Engine) -> Result<Desired, PortError> {
+        let secrets = &engine.ports.secrets;
+        let admin = secrets.get(&secret_name::admin(&self.instance.iid)).await?.unwrap_or_default();
+        let generated = secrets
+            .get(&secret_name::generated(&self.instance.iid))
+            .await?
+            .unwrap_or_default();
+        manifest::render(&self.offering, &self.plan, &self.scope(&self.place()), &admin, &generated).map_err(unrenderable)
+    }
+}
+
+fn reference(instance: &Instance, offering: &str, plan: &str) -> InstanceRef {
+    InstanceRef {
+        iid: instance.iid.clone(),
+        offering: offering.to_owned(),
+        plan: plan.to_owned(),
+    }
+}
+
+pub(super) fn unrenderable(error: ExprError) -> PortError {
+    PortError::invalid("The catalog's description of this service does not fit these parameters; the operator has to mend it.")
+        .with_detail(error)
+}
+
+/// Lets the provisioner choose, and fixes what bindings need to know even if the catalog changes later.
+async fn place(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
+    let place = engine.ports.provisioner.place(&here.reference, &here.offering).await?;
+    let mut facts = here.instance.facts.clone();
+    if let Some(binding) = &here.offering.binding {
+        let settings = manifest::settings(binding, &here.plan, &here.scope(&place)).map_err(unrenderable)?;
+        facts.insert(
+            "binding".into(),
+            json!({"mechanism": binding.mechanism, "settings": settings, "endpoint": binding.endpoint}),
+        );
+    }
+    facts.insert("place".into(), Value::Object(place));
+    Ok(Step::Done(Progress {
+        facts: Some(facts),
+        ..Progress::default()
+    }))
+}
+
+/// Makes what is made once. Two workers at it go on with the same values: the store keeps the first.
+async fn secrets(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
+    let iid = &here.instance.iid;
+    let store = &engine.ports.secrets;
+    if let Some((mechanism, settings, _)) = mechanism(engine, here.instance)? {
+        let name = secret_name::admin(iid);
+        if store.get(&name).await?.is_none() {
+            store.create(&name, &mechanism.generate_admin(&settings)?).await?;
+        }
+    }
+    if !here.offering.generated.is_empty() {
+        let name = secret_name::generated(iid);
+        if store.get(&name).await?.is_none() {
+            let values = here
+                .offering
+                .generated
+                .iter()
+                .map(|(name, length)| (name.clone(), generated(engine, *length)));
+            store.create(&name, &Secret::from_pairs(values)).await?;
+        }
+    }
+    Ok(Step::Done(Progress::default()))
+}
+
+/// A secret text of `length` characters from operation-token entropy (base32, 5 bits each).
+fn generated(engine: &Engine, length: usize) -> String {
+    let mut text = String::new();
+    while text.len() < length {
+        text.push_str(&(engine.ports.new_id)());
+    }
+    text.truncate(length);
+    text
+}
+
+async fn ready(engine: &Engine, claimed: &Claimed, here: &Here<'_>) -> Result<Step, PortError> {
+    let desired = here.desired(engine).await?;
+    let provisioner = &engine.ports.provisioner;
+    match provisioner.observe(&here.reference, &desired).await? {
+        Observation::Ready(endpoints) => Ok(Step::Done(Progress {
+            endpoints: Some(endpoints),
+            ..Progress::default()
+        })),
+        Observation::Progressing(message) => Ok(Step::Again(soon(claimed), message)),
+        Observation::Failed(reason) => Ok(Step::Failed(reason)),
+        Observation::Absent(message) => {
+            provisioner.apply(&here.reference, &desired).await?;
+            Ok(Step::Again(soon(claimed), message))
+        }
+    }
+}
+
+/// Short at first, because small services start in milliseconds; then longer, because big ones take minutes.
+fn soon(claimed: &Claimed) -> Duration {
+    let tries = i32::try_from(claimed.operation.tries.clamp(0, 20)).unwrap_or(20);
+    Duration::from_secs_f64((0.04 * 1.35_f64.powi(tries)).min(2.0))
+}
+
+async fn remove(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
+    let instance = &claimed.instance;
+    let reference = reference(instance, &claimed.operation.offering, "");
+    match engine.ports.provisioner.remove(&reference).await? {
+        Removal::Gone => Ok(Step::Done(Progress::default())),
+        Removal::StillGoing(message) => Ok(Step::Again(soon(claimed), message)),
+    }
+}
+
+/// Looks once more that nothing came late from a worker that lost its lease, then forgets the secrets.
+async fn forget(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
+    let instance = &claimed.instance;
+    let reference = reference(instance, &claimed.operation.offering, "");
+    if let Removal::StillGoing(message) = engine.ports.provisioner.remove(&reference).await? {
+        return Ok(Step::Again(soon(claimed), message));
+    }
+    for name in engine.ports.secrets.list(&secret_name::all(&instance.iid)).await? {
+        engine.ports.secrets.destroy(&name).await?;
+    }
+    Ok(Step::Done(Progress::default()))
+}
+
+/// The mechanism an instance was provisioned with, its settings and the name of its endpoint.
+type Chosen = (Arc<dyn CredentialMechanism>, Map<String, Value>, String);
+
+fn mechanism(engine: &Engine, instance: &Instance) -> Result<Option<Chosen>, PortError> {
+    let Some(binding) = instance.facts.get("binding") else {
+        return Ok(None);
+    };
+    let word = binding.get("mechanism").and_then(Value::as_str).unwrap_or_default();
+    let mechanism = engine.ports.mechanisms.get(word).ok_or_else(|| {
+        PortError::invalid(format!("This broker does not have the credential mechanism \"{word}\" any more."))
+    })?;
+    let settings = binding.get("settings").and_then(Value::as_object).cloned();
+    let endpoint = binding.get("endpoint").and_then(Value::as_str).unwrap_or_default();
+    Ok(Some((mechanism.clone(), settings.unwrap_or_default(), endpoint.to_owned())))
+}
+
+/// What a mechanism needs to work on an instance; none when its bindings need no users.
+pub(super) async fn target(
+    engine: &Engine,
+    instance: &Instance,
+) -> Result<Option<(Arc<dyn CredentialMechanism>, Target)>, PortError> {
+    let Some((mechanism, settings, name)) = mechanism(engine, instance)? else {
+        return Ok(None);
+    };
+    let endpoint = instance
+        .endpoints
+        .iter()
+        .find(|e| e.name == name)
+        .cloned()
+        .ok_or_else(|| PortError::transient("The instance's address is not known yet."))?;
+    let admin = engine
+        .ports
+        .secrets
+        .get(&secret_name::admin(&instance.iid))
+        .await?
+        .ok_or_else(|| {
+            PortError::invalid("The administrator's credentials of this instance are missing; the operator has to look.")
+        })?;
+    Ok(Some((
+        mechanism,
+        Target {
+            iid: instance.iid.clone(),
+            endpoint,
+            endpoints: instance.endpoints.clone(),
+            settings,
+            admin,
+            revoked: revoked(engine, &instance.iid).await?,
+        },
+    )))
+}
+
+/// Everybody whom this instance must not let in any more.
+pub(super) async fn revoked(engine: &Engine, iid: &str) -> Result<Vec<RevokedHandle>, PortError> {
+    let handles = engine
+        .store
+        .revoked_handles(iid)
+        .await
+        .map_err(|fail| PortError::transient("The broker's database cannot be read.").with_detail(fail))?;
+    Ok(handles
+        .into_iter()
+        .map(|(handle, at)| RevokedHandle { handle, at })
+        .collect())
+}
+
+pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
+    let operation = &claimed.operation;
+    if let Some(step) = following(operation.kind, operation.failing.is_some(), &operation.step) {
+        return Next::Step(step);
+    }
+    let mut instance = claimed.instance.clone();
+    instance.updated_at = engine.now();
+    let finish = match (operation.kind, &operation.failing, &operation.target) {
+        (OperationKind::Deprovision, ..) => {
+            instance.state = InstanceState::Gone;
+            instance.endpoints.clear();
+            instance.facts.clear();
+            let mut finish = succeeded(claimed, "Deleted.");
+            finish.bindings_gone = true;
+            finish
+        }
+        (OperationKind::Update, Some(why), _) => {
+            // Went back to what it was: the update failed, the instance works.
+            instance.state = InstanceState::Ready;
+            instance.usable = true;
+            let mut finish = ended_badly(claimed, &format!("{why} The instance was put back to its previous state and works."));
+            finish.instance_usable = Some(true);
+            finish
+        }
+        (OperationKind::Update, None, Some(target)) => {
+            instance.attributes = target.attributes.clone();
+            instance.maintenance_version.clone_from(&target.maintenance_version);
+            instance.state = InstanceState::Ready;
+            instance.usable = true;
+            succeeded(claimed, "Updated.")
+        }
+        _ => {
+            instance.state = InstanceState::Ready;
+            instance.usable = true;
+            succeeded(claimed, "Ready.")
+        }
+    };
+    Next::End(Box::new(crate::store::Finish {
+        instance: Some(instance),
+        ..finish
+    }))
+}
+
+pub(super) fn on_failure(engine: &Engine, claimed: &Claimed, why: &str, late: bool) -> OnFailure {
+    let operation = &claimed.operation;
+    let mut instance = claimed.instance.clone();
+    instance.updated_at = engine.now();
+    let mut finish = ended_badly(claimed, why);
+    match operation.kind {
+        OperationKind::Update => {
+            if operation.failing.is_none() {
+                return OnFailure::Undo(PROVISION[0], engine.now() + UNDO);
+            }
+            let first = operation.failing.as_deref().unwrap_or_default();
+            instance.state = InstanceState::Ready;
+            instance.usable = false;
+            finish.description =
+                format!("{first} Going back failed too: {why} The instance may not work; update it again or give it up.");
+            finish.instance_usable = Some(false);
+            finish.update_repeatable = Some(true);
+        }
+        OperationKind::Deprovision => {
+            instance.state = InstanceState::DeprovisionFailed;
+            instance.usable = false;
+            finish.instance_usable = Some(false);
+            finish.description = format!("{why} Delete the instance again to go on.");
+        }
+        _ => {
+            instance.state = InstanceState::ProvisionFailed;
+            instance.usable = false;
+            if late {
+                finish.description = format!("{why} Delete the instance and create it again.");
+            }
+        }
+    }
+    finish.instance = Some(instance);
+    OnFailure::End(Box::new(finish))
+}

@@ -1,0 +1,242 @@
+//! What nobody asks for but must happen: expiry, left-overs, lost processes, old tombstones.
+//!
+//! Every round looks at rows and at the world and opens ordinary operations or repeats ordinary calls;
+//! it keeps no state, so two replicas sweeping at once only do the same thing twice.
+
+use super::instance_steps::Here;
+use super::{Engine, millis};
+use crate::domain::binding::BindingState;
+use crate::domain::instance::{Instance, InstanceState};
+use crate::domain::names;
+use crate::ports::{InstanceRef, Observation, PortError, Removal};
+use crate::store::Fail;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Rows looked at in one go.
+const PAGE: i64 = 200;
+/// How long a left-over rests before it is tried again.
+const REST: Duration = Duration::from_secs(60);
+
+/// What one round did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Revocations opened because a binding's time was over.
+    pub expired: usize,
+    /// Revocations opened for what failed binds and unbinds left.
+    pub residual: usize,
+    /// Instances that had stopped and were started again.
+    pub revived: usize,
+    /// Things outside without a row, removed.
+    pub orphans: usize,
+    /// Tombstones forgotten.
+    pub purged: usize,
+}
+
+/// The sweep of one process.
+pub struct Sweeper {
+    engine: Arc<Engine>,
+}
+
+impl Sweeper {
+    /// A sweep over what `engine` knows.
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+
+    /// Sweeps until stopped: bindings every `often`, the world outside every `seldom`.
+    pub async fn run(self, stop: CancellationToken, often: Duration, seldom: Duration) {
+        let mut last_world: Option<tokio::time::Instant> = None;
+        while !stop.is_cancelled() {
+            report(self.bindings().await, "bindings");
+            report(self.revive().await, "revive");
+            if last_world.is_none_or(|at| at.elapsed() >= seldom) {
+                report(self.orphans().await, "orphans");
+                report(self.purge().await, "purge");
+                last_world = Some(tokio::time::Instant::now());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(often) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Everything once.
+    pub async fn once(&self) -> Result<SweepReport, Fail> {
+        let bindings = self.bindings().await?;
+        let revived = self.revive().await?.revived;
+        let orphans = self.orphans().await?.orphans;
+        let purged = self.purge().await?.purged;
+        Ok(SweepReport {
+            revived,
+            orphans,
+            purged,
+            ..bindings
+        })
+    }
+
+    /// Expired bindings and left-overs become revocations.
+    pub async fn bindings(&self) -> Result<SweepReport, Fail> {
+        let engine = &self.engine;
+        let now = engine.now();
+        let mut report = SweepReport::default();
+        for binding in engine.store.expired_bindings(now, PAGE).await? {
+            report.expired += usize::from(engine.revoke_by_ourselves(&binding).await?);
+        }
+        for binding in engine.store.residual_bindings(now - millis(REST), PAGE).await? {
+            report.residual += usize::from(engine.revoke_by_ourselves(&binding).await?);
+        }
+        Ok(report)
+    }
+
+    /// Brings instances back that stopped, where nobody else does.
+    pub async fn revive(&self) -> Result<SweepReport, Fail> {
+        let mut report = SweepReport::default();
+        if !self.engine.ports.provisioner.supervises() {
+            return Ok(report);
+        }
+        let mut after = String::new();
+        loop {
+            let page = self
+                .engine
+                .store
+                .instances_page(&after, Some(InstanceState::Ready), PAGE)
+                .await?;
+            let Some(last) = page.last() else { return Ok(report) };
+            after.clone_from(&last.iid);
+            for instance in &page {
+                match self.revive_one(instance).await {
+                    Ok(revived) => report.revived += usize::from(revived),
+                    Err(error) => warn!(iid = %instance.iid, detail = %error.detail, "could not look after an instance"),
+                }
+            }
+        }
+    }
+
+    async fn revive_one(&self, instance: &Instance) -> Result<bool, PortError> {
+        let engine = &self.engine;
+        let Ok(here) = Here::of(engine, instance, &instance.attributes) else {
+            return Ok(false);
+        };
+        let desired = here.desired(engine).await?;
+        let provisioner = &engine.ports.provisioner;
+        match provisioner.observe(&here.reference, &desired).await? {
+            Observation::Absent(why) | Observation::Failed(why) => {
+                let now = engine.store.instance(&instance.iid).await;
+                // A request may have come in since the page was read: then its operation looks after the instance.
+                if !now.is_ok_and(|now| now.is_some_and(|n| n.open.is_none() && n.instance.state == InstanceState::Ready)) {
+                    return Ok(false);
+                }
+                warn!(iid = %instance.iid, why, "an instance had stopped; starting it again");
+                provisioner.apply(&here.reference, &desired).await?;
+                metrics::counter!("chandler_sweep_total", "what" => "revived").increment(1);
+                Ok(true)
+            }
+            Observation::Ready(_) | Observation::Progressing(_) => Ok(false),
+        }
+    }
+
+    /// Removes what exists outside without a row that knows about it.
+    ///
+    /// The world is listed before the rows are asked, and rows are written before anything is made outside: what is
+    /// listed and has no living row is nobody's.
+    pub async fn orphans(&self) -> Result<SweepReport, Fail> {
+        let engine = &self.engine;
+        let mut report = SweepReport::default();
+        let outside = match engine.ports.provisioner.list().await {
+            Ok(list) => list,
+            Err(error) => {
+                warn!(detail = %error.detail, "could not list what exists");
+                return Ok(report);
+            }
+        };
+        for iid in outside {
+            if self.lives(&iid).await? {
+                continue;
+            }
+            let reference = InstanceRef {
+                iid: iid.clone(),
+                offering: String::new(),
+                plan: String::new(),
+            };
+            match engine.ports.provisioner.remove(&reference).await {
+                Ok(Removal::Gone) => {
+                    info!(%iid, "removed what had no row");
+                    report.orphans += 1;
+                }
+                Ok(Removal::StillGoing(_)) => report.orphans += 1,
+                Err(error) => warn!(%iid, detail = %error.detail, "could not remove what has no row"),
+            }
+        }
+        let names = match engine.ports.secrets.list("").await {
+            Ok(names) => names,
+            Err(error) => {
+                warn!(detail = %error.detail, "could not list secrets");
+                return Ok(report);
+            }
+        };
+        for name in names {
+            if self.is_orphan(&name).await? {
+                match engine.ports.secrets.destroy(&name).await {
+                    Ok(()) => report.orphans += 1,
+                    Err(error) => warn!(name, detail = %error.detail, "could not destroy a secret that has no row"),
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// Whether a secret's owner is gone: its instance, or the binding it was made for.
+    async fn is_orphan(&self, name: &str) -> Result<bool, Fail> {
+        let mut parts = name.split('/');
+        let iid = parts.next().unwrap_or_default();
+        if !names::is_name(iid) {
+            return Ok(false);
+        }
+        if !self.lives(iid).await? {
+            return Ok(true);
+        }
+        match (parts.next(), parts.next()) {
+            (Some("b"), Some(bid)) => Ok(match self.engine.store.binding(bid).await? {
+                None => true,
+                Some(now) => {
+                    let over = matches!(
+                        now.binding.state,
+                        BindingState::Gone | BindingState::Expired | BindingState::Failed
+                    );
+                    over && now.open.is_none() && !now.binding.residue
+                }
+            }),
+            _ => Ok(false),
+        }
+    }
+
+    async fn lives(&self, iid: &str) -> Result<bool, Fail> {
+        let now = self.engine.store.instance(iid).await?;
+        Ok(now.is_some_and(|n| n.instance.state != InstanceState::Gone))
+    }
+
+    /// Forgets tombstones whose retention is over.
+    pub async fn purge(&self) -> Result<SweepReport, Fail> {
+        let before = self.engine.now() - millis(self.engine.settings.retention);
+        let mut report = SweepReport::default();
+        loop {
+            let gone = self.engine.store.purge_instances(before, 50).await?;
+            report.purged += gone;
+            if gone < 50 {
+                return Ok(report);
+            }
+        }
+    }
+}
+
+fn report(result: Result<SweepReport, Fail>, what: &'static str) {
+    match result {
+        Ok(report) if report == SweepReport::default() => {}
+        Ok(report) => info!(?report, what, "swept"),
+        Err(fail) => warn!(error = %fail, what, "could not sweep; trying again"),
+    }
+}

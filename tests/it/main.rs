@@ -1,0 +1,6 @@
+//! The whole broker under test, in one binary because linking dominates: one file per behaviour.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
+
+mod architecture;
+mod store;
+mod support;

@@ -1,0 +1,3 @@
+//! What tests share: throwaway databases, a fake clock, a fake world and the broker around them.
+
+pub mod postgres;
