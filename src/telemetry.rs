@@ -36,7 +36,9 @@ pub enum Format {
 
 /// Reads a log filter such as `info,chandler::engine=debug`.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(text)
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(text)
 }
 
 /// What no setting can undo: only this crate logs below `info`, and sqlx never shows a statement.
@@ -79,14 +81,23 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        ctx: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut at = String::new();
         SystemTime.format_time(&mut Writer::new(&mut at))?;
         let mut line = Map::new();
         line.insert("at".to_owned(), at.into());
         line.insert("level".to_owned(), event.metadata().level().as_str().into());
         line.insert("target".to_owned(), event.metadata().target().into());
-        for span in ctx.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+        for span in ctx
+            .event_scope()
+            .into_iter()
+            .flat_map(tracing_subscriber::registry::Scope::from_root)
+        {
             if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
                 line.extend(serde_json::from_str::<Map<String, Value>>(fields).unwrap_or_default());
             }
@@ -126,12 +137,18 @@ impl Lines {
     /// Every line so far, as JSON text.
     pub fn all(&self) -> Vec<String> {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
+        String::from_utf8_lossy(&bytes)
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The lines that hold `text`.
     pub fn containing(&self, text: &str) -> Vec<String> {
-        self.all().into_iter().filter(|line| line.contains(text)).collect()
+        self.all()
+            .into_iter()
+            .filter(|line| line.contains(text))
+            .collect()
     }
 }
 
@@ -140,7 +157,11 @@ pub struct LinesWriter(Lines);
 
 impl io::Write for LinesWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.0
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -181,7 +202,9 @@ pub fn capture_all() -> Lines {
 }
 
 /// Upper bounds of the buckets for seconds: from a cached answer to a database that takes minutes to start.
-const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0];
+const SECONDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0,
+];
 /// Upper bounds of the buckets for writes that shared one commit.
 const GROUP: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
@@ -232,13 +255,26 @@ const SWEPT: &str = "chandler_swept_total";
 
 fn describe() {
     describe_gauge!(BUILD, "Always 1; the label tells the version.");
-    describe_counter!(HTTP_TOTAL, "Requests answered, by route pattern, method and status.");
+    describe_counter!(
+        HTTP_TOTAL,
+        "Requests answered, by route pattern, method and status."
+    );
     describe_histogram!(HTTP_SECONDS, Unit::Seconds, "Time from request to answer.");
     describe_counter!(OPERATIONS_STARTED, "Operations accepted, by kind and offering.");
-    describe_counter!(OPERATIONS_FINISHED, "Operations ended, by kind, offering and outcome.");
-    describe_histogram!(OPERATION_SECONDS, Unit::Seconds, "Time from accepting an operation to its end.");
+    describe_counter!(
+        OPERATIONS_FINISHED,
+        "Operations ended, by kind, offering and outcome."
+    );
+    describe_histogram!(
+        OPERATION_SECONDS,
+        Unit::Seconds,
+        "Time from accepting an operation to its end."
+    );
     describe_gauge!(OPERATIONS_OPEN, "Operations that are accepted and not ended.");
-    describe_counter!(RETRIES, "Steps tried again after a failure that may pass, by kind and offering.");
+    describe_counter!(
+        RETRIES,
+        "Steps tried again after a failure that may pass, by kind and offering."
+    );
     describe_histogram!(STORE_GROUP, "Writes that shared one commit.");
     describe_counter!(SWEPT, "Things the sweep dealt with, by what they were.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -246,7 +282,10 @@ fn describe() {
 
 /// A request was answered. `route` is the pattern; `method` any other than the known ones counts as `other`.
 pub fn http_request(route: &'static str, method: &str, status: u16, seconds: f64) {
-    let method = ["GET", "HEAD", "PUT", "PATCH", "POST", "DELETE"].into_iter().find(|known| *known == method).unwrap_or("other");
+    let method = ["GET", "HEAD", "PUT", "PATCH", "POST", "DELETE"]
+        .into_iter()
+        .find(|known| *known == method)
+        .unwrap_or("other");
     counter!(HTTP_TOTAL, "route" => route, "method" => method, "status" => status.to_string()).increment(1);
     histogram!(HTTP_SECONDS, "route" => route, "method" => method).record(seconds);
 }
@@ -258,13 +297,20 @@ pub fn operation_started(kind: OperationKind, offering: &str) {
 
 /// An operation ended, `seconds` after it was accepted.
 pub fn operation_finished(kind: OperationKind, offering: &str, outcome: OperationState, seconds: f64) {
-    let labels = [("kind", kind.as_str().to_owned()), ("offering", offering.to_owned()), ("outcome", outcome.as_str().to_owned())];
+    let labels = [
+        ("kind", kind.as_str().to_owned()),
+        ("offering", offering.to_owned()),
+        ("outcome", outcome.as_str().to_owned()),
+    ];
     counter!(OPERATIONS_FINISHED, &labels).increment(1);
     histogram!(OPERATION_SECONDS, &labels).record(seconds);
 }
 
 /// So many operations are open.
-#[expect(clippy::cast_precision_loss, reason = "a count of operations is far below 2^52")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a count of operations is far below 2^52"
+)]
 pub fn operations_open(count: u64) {
     gauge!(OPERATIONS_OPEN).set(count as f64);
 }
@@ -282,4 +328,161 @@ pub fn store_group(writes: u32) {
 /// The sweep dealt with `count` things of the kind `what`, such as `expired_binding`.
 pub fn swept(what: &'static str, count: u64) {
     counter!(SWEPT, "what" => what).increment(count);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+
+    fn operation() -> Operation {
+        Operation {
+            id: "op1".to_owned(),
+            kind: OperationKind::Bind,
+            iid: "iid1".to_owned(),
+            bid: Some("bid1".to_owned()),
+            offering: "postgres".to_owned(),
+            target: None,
+            state: OperationState::Open,
+            step: "issue".to_owned(),
+            failing: None,
+            attempt: 3,
+            tries: 0,
+            due_at: 0,
+            deadline_at: 0,
+            description: String::new(),
+            instance_usable: None,
+            update_repeatable: None,
+            request_id: Some("req1".to_owned()),
+            created_at: 0,
+            finished_at: None,
+        }
+    }
+
+    #[test]
+    fn a_line_carries_the_ids_of_its_spans() {
+        let (guard, lines) = capture();
+        request_span("req1", "PUT", "/v2/service_instances/{id}", "cf").in_scope(|| {
+            operation_span(&operation()).in_scope(|| tracing::info!(answer = 42, "issued"));
+        });
+        drop(guard);
+        tracing::info!("after");
+        let all = lines.all();
+        assert_eq!(all.len(), 1);
+        let line: Value = serde_json::from_str(&all[0]).unwrap();
+        for (field, value) in [
+            ("level", "INFO"),
+            ("message", "issued"),
+            ("operation", "op1"),
+            ("instance", "iid1"),
+            ("binding", "bid1"),
+            ("request_id", "req1"),
+            ("platform", "cf"),
+            ("step", "issue"),
+            ("kind", "bind"),
+            ("target", module_path!()),
+        ] {
+            assert_eq!(line[field], value, "{field}");
+        }
+        assert_eq!((&line["answer"], &line["attempt"]), (&42.into(), &3.into()));
+        assert!(line["at"].as_str().unwrap().starts_with("20"));
+        assert_eq!(lines.containing("op1").len(), 1);
+    }
+
+    #[test]
+    fn text_cannot_forge_a_line() {
+        let (_guard, lines) = capture();
+        tracing::info!(instance_id = "x\"}\n{\"level\":\"ERROR\"", "one\ntwo");
+        assert_eq!(lines.all().len(), 1);
+        assert!(serde_json::from_str::<Value>(&lines.all()[0]).is_ok());
+    }
+
+    #[test]
+    fn other_crates_never_log_below_info_and_sqlx_shows_no_statement() {
+        let (_guard, lines) = capture();
+        tracing::trace!(target: "chandler::engine", "ours");
+        tracing::debug!(target: "h2::frame", "hunter2");
+        tracing::debug!(target: "async_nats", "hunter2");
+        tracing::warn!(target: "sqlx::query", "ALTER ROLE x PASSWORD 'hunter2'");
+        tracing::warn!(target: "rustls", "theirs");
+        assert_eq!(
+            (lines.containing("ours").len(), lines.containing("theirs").len()),
+            (1, 1)
+        );
+        assert_eq!(lines.containing("hunter2"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn filters_follow_the_setting() {
+        for (filter, info, debug) in [
+            ("info", 1, 0),
+            ("warn", 0, 0),
+            ("info,chandler::engine=debug", 1, 1),
+            ("", 1, 0),
+        ] {
+            let lines = Lines::default();
+            let subscriber = tracing_subscriber::registry().with(layer(
+                Format::Text,
+                parse_filter(filter).unwrap(),
+                lines.clone(),
+            ));
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(target: "chandler::engine", "aaa");
+                tracing::debug!(target: "chandler::engine", "bbb");
+            });
+            assert_eq!(
+                (lines.containing("aaa").len(), lines.containing("bbb").len()),
+                (info, debug),
+                "{filter}"
+            );
+        }
+        assert!(parse_filter("chandler=loud").is_err());
+    }
+
+    #[test]
+    fn metrics_have_help_and_bounded_labels() {
+        metrics();
+        http_request("/v2/catalog", "GET", 200, 0.002);
+        http_request("/v2/catalog", "BREW\"}", 405, 0.002);
+        operation_started(OperationKind::Provision, "postgres");
+        operation_finished(
+            OperationKind::Provision,
+            "postgres",
+            OperationState::Succeeded,
+            4.5,
+        );
+        operations_open(7);
+        step_retried(OperationKind::Bind, "redis");
+        store_group(64);
+        swept("expired_binding", 2);
+        upkeep();
+        let page = render();
+        for line in [
+            r#"chandler_http_requests_total{route="/v2/catalog",method="GET",status="200"} 1"#,
+            r#"chandler_http_requests_total{route="/v2/catalog",method="other",status="405"} 1"#,
+            r#"chandler_http_request_seconds_bucket{route="/v2/catalog",method="GET",le="0.0025"} 1"#,
+            r#"chandler_operations_started_total{kind="provision",offering="postgres"} 1"#,
+            r#"chandler_operations_finished_total{kind="provision",offering="postgres",outcome="succeeded"} 1"#,
+            r#"chandler_operation_seconds_bucket{kind="provision",offering="postgres",outcome="succeeded",le="10"} 1"#,
+            "chandler_operations_open 7",
+            r#"chandler_step_retries_total{kind="bind",offering="redis"} 1"#,
+            r#"chandler_store_group_writes_bucket{le="64"} 1"#,
+            r#"chandler_swept_total{what="expired_binding"} 2"#,
+        ] {
+            assert!(page.lines().any(|there| there == line), "{line}\n{page}");
+        }
+        for line in page
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.is_empty())
+        {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert!(name.starts_with("chandler_"), "{name}");
+            let base = name
+                .trim_end_matches("_bucket")
+                .trim_end_matches("_sum")
+                .trim_end_matches("_count");
+            assert!(page.contains(&format!("# HELP {base} ")), "{base} has no help");
+        }
+    }
 }

@@ -2,3 +2,4 @@
 
 pub mod credentials;
 pub mod local;
+pub mod sealed;

@@ -3,10 +3,10 @@
 //! Every finding is reported, none hides another. Files are looked at too, because a secret that
 //! everybody on the machine can read is as insecure as a setting can be.
 
+use super::Problem;
 use super::files::read_secret;
 use super::sections::{Config, Credential, Http, Osb, Platform, Provisioner, Secrets, Store};
 use super::url::StoreUrl;
-use super::Problem;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::ExposeSecret;
@@ -76,7 +76,10 @@ fn http(http: &Http, found: &mut Findings) {
         if http.allow_plaintext {
             found.warn(
                 "http.allow_plaintext",
-                format!("passwords and credentials cross {} in clear; let only the TLS proxy reach it", http.listen),
+                format!(
+                    "passwords and credentials cross {} in clear; let only the TLS proxy reach it",
+                    http.listen
+                ),
             );
         } else {
             found.refuse(
@@ -89,25 +92,44 @@ fn http(http: &Http, found: &mut Findings) {
         }
     }
     if http.admin_listen == Some(http.listen) && http.listen.port() != 0 {
-        found.refuse("http.admin_listen", "is the same as `http.listen`; leave it out to serve both there, or choose another port");
+        found.refuse(
+            "http.admin_listen",
+            "is the same as `http.listen`; leave it out to serve both there, or choose another port",
+        );
     }
     if let Some(tls) = &http.tls {
         if tls.cert_file.as_os_str().is_empty() {
-            found.refuse("http.tls.cert_file", "must be given: a PEM file with the certificate chain");
+            found.refuse(
+                "http.tls.cert_file",
+                "must be given: a PEM file with the certificate chain",
+            );
         } else {
             let count = CertificateDer::pem_file_iter(&tls.cert_file)
                 .map_err(|error| error.to_string())
-                .and_then(|certs| certs.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string()));
+                .and_then(|certs| {
+                    certs
+                        .collect::<Result<Vec<_>, _>>()
+                        .map_err(|error| error.to_string())
+                });
             match count {
-                Ok(certs) if certs.is_empty() => found.refuse("http.tls.cert_file", format!("{} holds no certificate", tls.cert_file.display())),
+                Ok(certs) if certs.is_empty() => found.refuse(
+                    "http.tls.cert_file",
+                    format!("{} holds no certificate", tls.cert_file.display()),
+                ),
                 Ok(_) => {}
-                Err(error) => found.refuse("http.tls.cert_file", format!("{} cannot be read as PEM: {error}", tls.cert_file.display())),
+                Err(error) => found.refuse(
+                    "http.tls.cert_file",
+                    format!("{} cannot be read as PEM: {error}", tls.cert_file.display()),
+                ),
             }
         }
         if let Some(pem) = found.secret("http.tls.key_file", &tls.key_file)
             && PrivateKeyDer::from_pem_slice(pem.expose_secret().as_bytes()).is_err()
         {
-            found.refuse("http.tls.key_file", format!("{} holds no private key in PEM form", tls.key_file.display()));
+            found.refuse(
+                "http.tls.key_file",
+                format!("{} holds no private key in PEM form", tls.key_file.display()),
+            );
         }
     }
 }
@@ -123,7 +145,13 @@ fn osb(osb: &Osb, found: &mut Findings) {
     for piece in template.split('{').skip(1) {
         let name = piece.split('}').next().unwrap_or_default();
         if !DASHBOARD_NAMES.contains(&name) {
-            found.refuse(path, format!("does not know {{{name}}}; it may use {{{}}}", DASHBOARD_NAMES.join("}, {")));
+            found.refuse(
+                path,
+                format!(
+                    "does not know {{{name}}}; it may use {{{}}}",
+                    DASHBOARD_NAMES.join("}, {")
+                ),
+            );
         }
     }
 }
@@ -142,7 +170,12 @@ fn store(store: &Store, found: &mut Findings) {
                 found.refuse("store.password_file", "has no meaning for SQLite; remove it");
             }
         }
-        StoreUrl::Postgres { host, is_local, encrypted, .. } => {
+        StoreUrl::Postgres {
+            host,
+            is_local,
+            encrypted,
+            ..
+        } => {
             if !is_local && !encrypted && !store.allow_plaintext {
                 found.refuse(
                     "store.url",
@@ -158,11 +191,17 @@ fn store(store: &Store, found: &mut Findings) {
 
 fn catalog(dirs: &[std::path::PathBuf], found: &mut Findings) {
     if dirs.is_empty() {
-        found.refuse("catalog.dirs", "must be given: directories that hold `catalog/` and `plans/`");
+        found.refuse(
+            "catalog.dirs",
+            "must be given: directories that hold `catalog/` and `plans/`",
+        );
     }
     for (i, dir) in dirs.iter().enumerate() {
         if !dir.join("catalog").is_dir() {
-            found.refuse(format!("catalog.dirs.{i}"), format!("{} holds no directory `catalog`; correct the path", dir.display()));
+            found.refuse(
+                format!("catalog.dirs.{i}"),
+                format!("{} holds no directory `catalog`; correct the path", dir.display()),
+            );
         }
     }
 }
@@ -170,7 +209,10 @@ fn catalog(dirs: &[std::path::PathBuf], found: &mut Findings) {
 fn provisioner(provisioner: &Provisioner, found: &mut Findings) {
     let local = &provisioner.local;
     if local.dir.as_os_str().is_empty() {
-        found.refuse("provisioner.local.dir", "must be given: the directory for the instances' data");
+        found.refuse(
+            "provisioner.local.dir",
+            "must be given: the directory for the instances' data",
+        );
     }
     let path = "provisioner.local.run_as";
     match &local.run_as {
@@ -198,32 +240,53 @@ fn secrets(secrets: &Secrets, found: &mut Findings) {
         if !is_label(&key.label) {
             found.refuse(format!("{path}.label"), "must be 1 to 32 of a-z 0-9 . _ -");
         } else if !labels.insert(&key.label) {
-            found.refuse(format!("{path}.label"), format!("`{}` names another key already; labels never mean two keys", key.label));
+            found.refuse(
+                format!("{path}.label"),
+                format!(
+                    "`{}` names another key already; labels never mean two keys",
+                    key.label
+                ),
+            );
         }
         found.secret(&format!("{path}.file"), &key.file);
     }
     match &secrets.primary {
         Some(primary) if !labels.contains(primary) => {
-            found.refuse("secrets.primary", format!("no key in `secrets.keys` has the label `{primary}`"));
+            found.refuse(
+                "secrets.primary",
+                format!("no key in `secrets.keys` has the label `{primary}`"),
+            );
         }
         None if secrets.keys.len() > 1 => {
-            found.refuse("secrets.primary", "must be given when there are several keys: the label of the one that seals new secrets");
+            found.refuse(
+                "secrets.primary",
+                "must be given when there are several keys: the label of the one that seals new secrets",
+            );
         }
         _ => {}
     }
 }
 
 fn is_label(label: &str) -> bool {
-    (1..=32).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+    (1..=32).contains(&label.len())
+        && label
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
 }
 
 fn is_platform_name(name: &str) -> bool {
-    (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    (1..=63).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 fn platforms(platforms: &[Platform], found: &mut Findings) {
     if platforms.is_empty() {
-        found.refuse("platforms", "must hold at least one platform, otherwise nobody can log in");
+        found.refuse(
+            "platforms",
+            "must hold at least one platform, otherwise nobody can log in",
+        );
     }
     let mut names = HashSet::new();
     let mut users: Vec<(&str, usize)> = Vec::new();
@@ -232,20 +295,38 @@ fn platforms(platforms: &[Platform], found: &mut Findings) {
         if !is_platform_name(&platform.name) {
             found.refuse(format!("{path}.name"), "must be 1 to 63 of a-z 0-9 -");
         } else if !names.insert(&platform.name) {
-            found.refuse(format!("{path}.name"), format!("`{}` is another platform already; a second log-in goes into its `credentials`", platform.name));
+            found.refuse(
+                format!("{path}.name"),
+                format!(
+                    "`{}` is another platform already; a second log-in goes into its `credentials`",
+                    platform.name
+                ),
+            );
         }
         match platform.credentials.len() {
             1 | 2 => {}
-            0 => found.refuse(format!("{path}.credentials"), "must hold a log-in, otherwise the platform cannot ask"),
-            _ => found.refuse(format!("{path}.credentials"), "must hold one or two log-ins: the present one and, while it is being replaced, the next"),
+            0 => found.refuse(
+                format!("{path}.credentials"),
+                "must hold a log-in, otherwise the platform cannot ask",
+            ),
+            _ => found.refuse(
+                format!("{path}.credentials"),
+                "must hold one or two log-ins: the present one and, while it is being replaced, the next",
+            ),
         }
         for (j, credential) in platform.credentials.iter().enumerate() {
             let path = format!("{path}.credentials.{j}");
             let name = credential.username.as_str();
             if name.is_empty() || name.len() > 128 || name.contains(|c: char| c == ':' || c.is_control()) {
-                found.refuse(format!("{path}.username"), "must be 1 to 128 characters without colon");
+                found.refuse(
+                    format!("{path}.username"),
+                    "must be 1 to 128 characters without colon",
+                );
             } else if users.iter().any(|(user, owner)| *user == name && *owner != i) {
-                found.refuse(format!("{path}.username"), format!("`{name}` belongs to another platform already; a user name tells the platform"));
+                found.refuse(
+                    format!("{path}.username"),
+                    format!("`{name}` belongs to another platform already; a user name tells the platform"),
+                );
             }
             users.push((name, i));
             check_credential(&path, credential, found);
@@ -261,7 +342,10 @@ fn check_credential(path: &str, credential: &Credential, found: &mut Findings) {
         credential.password_hash_file.is_some(),
     ];
     if given.into_iter().filter(|given| *given).count() != 1 {
-        found.refuse(path, "must have exactly one of `password_file`, `password_hash`, `password_hash_file`");
+        found.refuse(
+            path,
+            "must have exactly one of `password_file`, `password_hash`, `password_hash_file`",
+        );
     }
     if let Some(file) = &credential.password_file {
         let at = format!("{path}.password_file");
@@ -285,6 +369,9 @@ fn check_credential(path: &str, credential: &Credential, found: &mut Findings) {
 fn check_hash(path: &str, hash: &str, found: &mut Findings) {
     let valid = hash.starts_with("$argon2id$") && argon2::password_hash::phc::PasswordHash::new(hash).is_ok();
     if !valid {
-        found.refuse(path, "is not an argon2id hash; make one with `chandler platforms hash-password`");
+        found.refuse(
+            path,
+            "is not an argon2id hash; make one with `chandler platforms hash-password`",
+        );
     }
 }

@@ -1,8 +1,10 @@
 //! The configuration of `chandler dev`: everything on loopback, below one directory.
 
-use super::files::read_secret;
-use super::sections::{Catalog, Config, Credential, Http, Local, Log, LogFormat, Platform, Provisioner, SealKey, Secrets, Store};
 use super::Hidden;
+use super::files::read_secret;
+use super::sections::{
+    Catalog, Config, Credential, Http, Local, Log, LogFormat, Platform, Provisioner, SealKey, Secrets, Store,
+};
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -83,8 +85,17 @@ pub fn dev_password(data_dir: &Path, given: Option<String>) -> Result<(Hidden, b
         return Ok((Hidden::new(given), false));
     }
     let file = data_dir.join("dev-password");
-    let fail = |error: std::io::Error| format!("{} cannot be written ({error}); choose another directory with --data-dir", file.display());
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(data_dir).map_err(fail)?;
+    let fail = |error: std::io::Error| {
+        format!(
+            "{} cannot be written ({error}); choose another directory with --data-dir",
+            file.display()
+        )
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(data_dir)
+        .map_err(fail)?;
     if !file.exists() {
         let password = data_encoding::HEXLOWER.encode(&random_bytes()?);
         // Written whole under another name and then linked, so that nobody ever reads half of it.
@@ -113,6 +124,7 @@ pub fn dev_password(data_dir: &Path, given: Option<String>) -> Result<(Hidden, b
 
 fn random_bytes() -> Result<[u8; 20], String> {
     let mut bytes = [0; 20];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "the system gives no random numbers; try again".to_owned())?;
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| "the system gives no random numbers; try again".to_owned())?;
     Ok(bytes)
 }

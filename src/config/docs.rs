@@ -30,7 +30,11 @@ pub fn config_reference() -> String {
     );
     let sections = schema.get("properties").and_then(Value::as_object);
     for (name, section) in sections.into_iter().flatten() {
-        let _ = write!(page, "\n## `{name}`\n\n{}\n\n| setting | value | default | meaning |\n| --- | --- | --- | --- |\n", description(section));
+        let _ = write!(
+            page,
+            "\n## `{name}`\n\n{}\n\n| setting | value | default | meaning |\n| --- | --- | --- | --- |\n",
+            description(section)
+        );
         rows(&mut page, name, section, section.get("default"));
     }
     page
@@ -40,12 +44,17 @@ pub fn config_reference() -> String {
 fn rows(page: &mut String, path: &str, schema: &Value, default: Option<&Value>) {
     if let Some(properties) = schema.get("properties").and_then(Value::as_object) {
         for (name, property) in properties {
-            let default = property.get("default").or_else(|| default.and_then(|default| default.get(name)));
+            let default = property
+                .get("default")
+                .or_else(|| default.and_then(|default| default.get(name)));
             rows(page, &format!("{path}.{name}"), property, default);
         }
         return;
     }
-    if let Some(items) = schema.get("items").filter(|items| items.get("properties").is_some()) {
+    if let Some(items) = schema
+        .get("items")
+        .filter(|items| items.get("properties").is_some())
+    {
         rows(page, &format!("{path}[]"), items, None);
         return;
     }
@@ -55,12 +64,21 @@ fn rows(page: &mut String, path: &str, schema: &Value, default: Option<&Value>) 
         Some(Value::Array(empty)) if empty.is_empty() => String::new(),
         Some(value) => format!("`{}`", text(value)),
     };
-    let _ = writeln!(page, "| `{path}` | {} | {default} | {} |", kind(schema), description(schema));
+    let _ = writeln!(
+        page,
+        "| `{path}` | {} | {default} | {} |",
+        kind(schema),
+        description(schema)
+    );
 }
 
 fn kind(schema: &Value) -> String {
     if let Some(options) = schema.get("enum").and_then(Value::as_array) {
-        return options.iter().map(|option| format!("`{}`", text(option))).collect::<Vec<_>>().join(" or ");
+        return options
+            .iter()
+            .map(|option| format!("`{}`", text(option)))
+            .collect::<Vec<_>>()
+            .join(" or ");
     }
     match schema.get("type").and_then(Value::as_str).unwrap_or_default() {
         "integer" => {
@@ -84,5 +102,10 @@ fn kind(schema: &Value) -> String {
 }
 
 fn description(schema: &Value) -> String {
-    schema.get("description").map(text).unwrap_or_default().replace('\n', " ").replace('|', "\\|")
+    schema
+        .get("description")
+        .map(text)
+        .unwrap_or_default()
+        .replace('\n', " ")
+        .replace('|', "\\|")
 }

@@ -22,8 +22,11 @@ pub struct SecretFile {
 /// The mode is that of the opened file, so it cannot be exchanged between look and read.
 pub fn read_secret(path: &Path) -> Result<SecretFile, String> {
     let shown = path.display();
-    let mut file = File::open(path).map_err(|error| format!("{shown} cannot be opened ({error}); make the file, or correct the path"))?;
-    let meta = file.metadata().map_err(|error| format!("{shown} cannot be looked at ({error})"))?;
+    let mut file = File::open(path)
+        .map_err(|error| format!("{shown} cannot be opened ({error}); make the file, or correct the path"))?;
+    let meta = file
+        .metadata()
+        .map_err(|error| format!("{shown} cannot be looked at ({error})"))?;
     if !meta.is_file() {
         return Err(format!("{shown} is not a file"));
     }
@@ -34,7 +37,9 @@ pub fn read_secret(path: &Path) -> Result<SecretFile, String> {
         ));
     }
     if meta.len() > LARGEST {
-        return Err(format!("{shown} is larger than 64 KiB, so it is not a secret; correct the path"));
+        return Err(format!(
+            "{shown} is larger than 64 KiB, so it is not a secret; correct the path"
+        ));
     }
     let mut text = String::new();
     if file.read_to_string(&mut text).is_err() {
@@ -44,8 +49,9 @@ pub fn read_secret(path: &Path) -> Result<SecretFile, String> {
     if text.is_empty() {
         return Err(format!("{shown} is empty"));
     }
-    let warning = (mode & 0o040 != 0)
-        .then(|| format!("{shown} can be read by its group too (mode {mode:04o}); mode 0600 or 0400 is safer"));
+    let warning = (mode & 0o040 != 0).then(|| {
+        format!("{shown} can be read by its group too (mode {mode:04o}); mode 0600 or 0400 is safer")
+    });
     Ok(SecretFile {
         content: text.into(),
         warning,

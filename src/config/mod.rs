@@ -20,8 +20,9 @@ pub use docs::{config_reference, config_schema_json};
 pub use files::{SecretFile, read_secret};
 pub use hidden::Hidden;
 pub use sections::{
-    Catalog, Config, Credential, DeletedLastOperation, DeprovisionWithBindings, Engine, Http, Local, Log, LogFormat, Osb, Platform,
-    PortRange, Provisioner, ProvisionerKind, SealKey, Secrets, SecretsKind, Store, Tls,
+    Catalog, Config, Credential, DeletedLastOperation, DeprovisionWithBindings, Engine, Http, Local, Log,
+    LogFormat, Osb, Platform, PortRange, Provisioner, ProvisionerKind, SealKey, Secrets, SecretsKind, Store,
+    Tls,
 };
 pub use source::PREFIX;
 pub use url::StoreUrl;
@@ -45,10 +46,14 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), variable: None }
+        Self {
+            path: path.into(),
+            message: message.into(),
+            variable: None,
+        }
     }
 
-    fn from_variable(mut self, name: &str) -> Self {
+    fn with_variable(mut self, name: &str) -> Self {
         self.variable = Some(name.to_owned());
         self
     }
@@ -96,13 +101,20 @@ pub struct Loaded {
 /// The process environment, for [`load`].
 ///
 /// Variables that are not Unicode are left out: no setting can be given by one.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the environment"
+)]
 pub fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// One variable of the process environment, for the few that are not settings, such as `CHANDLER_DEV_PASSWORD`.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the environment"
+)]
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
@@ -117,7 +129,12 @@ pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, 
         Some(Ok(value)) => value,
         Some(Err(problem)) => {
             problems.push(problem);
-            return Loaded { config: Config::default(), problems, warnings: Vec::new(), from_environment: BTreeMap::new() };
+            return Loaded {
+                config: Config::default(),
+                problems,
+                warnings: Vec::new(),
+                from_environment: BTreeMap::new(),
+            };
         }
         None => Value::Object(serde_json::Map::new()),
     };
@@ -127,11 +144,16 @@ pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, 
 
     let structural = schema::problems(&schema, &value);
     for (path, problem) in &structural {
-        let is_text = schema::at(&schema, path).and_then(|schema| schema.get("type")) == Some(&Value::from("string"));
-        let blank = if is_text { Value::from("") } else { Value::Object(serde_json::Map::new()) };
+        let is_text =
+            schema::at(&schema, path).and_then(|schema| schema.get("type")) == Some(&Value::from("string"));
+        let blank = if is_text {
+            Value::from("")
+        } else {
+            Value::Object(serde_json::Map::new())
+        };
         take_out(&mut value, path, &blank);
         problems.push(match from_environment.get(&problem.path) {
-            Some(name) => problem.clone().from_variable(name),
+            Some(name) => problem.clone().with_variable(name),
             None => problem.clone(),
         });
     }
@@ -144,23 +166,41 @@ pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, 
 
     let found = check::check(&config);
     // A setting that was taken out is told once: its default is not to be judged.
-    let taken: Vec<&str> = structural.iter().map(|(_, problem)| problem.path.as_str()).collect();
+    let taken: Vec<&str> = structural
+        .iter()
+        .map(|(_, problem)| problem.path.as_str())
+        .collect();
     problems.extend(
         found
             .problems
             .into_iter()
             .filter(|problem| !taken.iter().any(|path| concerns(path, &problem.path)))
             .map(|problem| match from_environment.get(&problem.path) {
-                Some(name) => problem.from_variable(name),
+                Some(name) => problem.with_variable(name),
                 None => problem,
             }),
     );
-    Loaded { config, problems, warnings: found.warnings, from_environment }
+    if StoreUrl::parse(&config.store.url).is_err() {
+        // It may hold a password: nobody is to see it through `show`.
+        config.store.url.clear();
+    }
+    problems.sort();
+    Loaded {
+        config,
+        problems,
+        warnings: found.warnings,
+        from_environment,
+    }
 }
 
 /// Whether one path lies at or within the other.
 fn concerns(a: &str, b: &str) -> bool {
-    let within = |outer: &str, inner: &str| inner == outer || inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
+    let within = |outer: &str, inner: &str| {
+        inner == outer
+            || inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.starts_with('.'))
+    };
     a.is_empty() || b.is_empty() || within(a, b) || within(b, a)
 }
 
@@ -193,7 +233,11 @@ fn take_out(value: &mut Value, path: &[String], blank: &Value) {
 impl Loaded {
     /// The configuration with its warnings, when nothing must be put right.
     pub fn into_config(self) -> Result<(Config, Vec<Problem>), Problems> {
-        if self.problems.is_empty() { Ok((self.config, self.warnings)) } else { Err(Problems(self.problems)) }
+        if self.problems.is_empty() {
+            Ok((self.config, self.warnings))
+        } else {
+            Err(Problems(self.problems))
+        }
     }
 
     /// What `chandler config check` prints; it is a failure when [`Self::problems`] holds anything.
@@ -215,7 +259,8 @@ impl Loaded {
 
     /// What `chandler config show` prints: all settings in effect as YAML, secrets as `<set>`.
     pub fn show(&self) -> String {
-        let mut text = serde_saphyr::to_string(&self.config).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"));
+        let mut text = serde_saphyr::to_string(&self.config)
+            .unwrap_or_else(|error| format!("# cannot be shown: {error}\n"));
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -237,12 +282,22 @@ impl Config {
             .chain(self.catalog.dirs.iter_mut())
             .chain(self.secrets.keys.iter_mut().map(|key| &mut key.file))
             .chain(self.store.password_file.iter_mut())
-            .chain(self.http.tls.iter_mut().flat_map(|tls| [&mut tls.cert_file, &mut tls.key_file]))
+            .chain(
+                self.http
+                    .tls
+                    .iter_mut()
+                    .flat_map(|tls| [&mut tls.cert_file, &mut tls.key_file]),
+            )
             .chain(
                 self.platforms
                     .iter_mut()
                     .flat_map(|platform| platform.credentials.iter_mut())
-                    .flat_map(|credential| credential.password_file.iter_mut().chain(credential.password_hash_file.iter_mut())),
+                    .flat_map(|credential| {
+                        credential
+                            .password_file
+                            .iter_mut()
+                            .chain(credential.password_hash_file.iter_mut())
+                    }),
             );
         for file in files {
             if !file.as_os_str().is_empty() {
@@ -276,7 +331,10 @@ impl Credential {
         }
         match &self.password_hash_file {
             Some(file) => from_file(file).map(Proof::Hash),
-            None => Err(format!("the log-in `{}` has neither password nor hash; give one in the configuration", self.username)),
+            None => Err(format!(
+                "the log-in `{}` has neither password nor hash; give one in the configuration",
+                self.username
+            )),
         }
     }
 }

@@ -3,14 +3,14 @@
 //! The schema comes from the types in `sections`, so it cannot say anything else than they do. It
 //! finds every structural mistake at once, which plain deserialisation cannot.
 
-use super::sections::{Config, PortRange, parse_osb_version};
 use super::Problem;
+use super::sections::{Config, PortRange, parse_osb_version};
 use crate::telemetry;
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{ValidationError, Validator};
+use schemars::Schema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
-use schemars::Schema;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 
@@ -45,7 +45,10 @@ fn simplify(schema: &mut Schema) {
         }
     }
     if let Some(Value::Array(options)) = object.remove("oneOf") {
-        let words: Vec<Value> = options.iter().filter_map(|option| option.get("const").cloned()).collect();
+        let words: Vec<Value> = options
+            .iter()
+            .filter_map(|option| option.get("const").cloned())
+            .collect();
         object.insert("type".to_owned(), json!("string"));
         object.insert("enum".to_owned(), Value::Array(words));
     }
@@ -72,7 +75,9 @@ pub(super) fn problems(schema: &Value, value: &Value) -> Vec<(Vec<String>, Probl
     let validator = match validator(schema) {
         Ok(validator) => validator,
         Err(error) => {
-            let text = format!("the built-in schema is broken ({error}): this is a fault of chandler, please report it");
+            let text = format!(
+                "the built-in schema is broken ({error}): this is a fault of chandler, please report it"
+            );
             return vec![(Vec::new(), Problem::new("", text))];
         }
     };
@@ -87,7 +92,9 @@ fn validator(schema: &Value) -> Result<Validator, String> {
         .should_validate_formats(true)
         .with_format("socket-address", |text: &str| text.parse::<SocketAddr>().is_ok())
         .with_format("osb-version", |text: &str| parse_osb_version(text).is_some())
-        .with_format("port-range", |text: &str| PortRange::try_from(text.to_owned()).is_ok())
+        .with_format("port-range", |text: &str| {
+            PortRange::try_from(text.to_owned()).is_ok()
+        })
         .with_format("log-filter", |text: &str| telemetry::parse_filter(text).is_ok())
         .build(schema)
         .map_err(|error| error.to_string())
@@ -114,12 +121,18 @@ fn explain(schema: &Value, error: &ValidationError<'_>) -> Vec<(Vec<String>, Pro
     }
     let message = match error.kind() {
         ValidationErrorKind::Type { .. } => {
-            let wanted = at(schema, &path).and_then(|schema| schema.get("type")).and_then(Value::as_str);
+            let wanted = at(schema, &path)
+                .and_then(|schema| schema.get("type"))
+                .and_then(Value::as_str);
             let hint = match (wanted, error.instance().as_ref()) {
                 (Some("string"), Value::Number(_) | Value::Bool(_)) => "; write it in quotes",
                 _ => "",
             };
-            format!("must be {}, not {}{hint}", wanted.map_or("something else", word), found(error.instance()))
+            format!(
+                "must be {}, not {}{hint}",
+                wanted.map_or("something else", word),
+                found(error.instance())
+            )
         }
         ValidationErrorKind::Enum { options } => format!("must be one of: {}", list(options)),
         ValidationErrorKind::Minimum { limit } => format!("must not be below {limit}"),
@@ -135,7 +148,9 @@ fn format_help(format: &str) -> &'static str {
         "socket-address" => "an IP address with a port, such as 127.0.0.1:8080 or [::]:8080",
         "osb-version" => "a version from 2.0 to 2.17, in quotes",
         "port-range" => "two ports such as 20000-29999, the first not below 1024 and not above the last",
-        "log-filter" => "a level (error, warn, info, debug, trace) or levels by module, such as info,chandler::engine=debug",
+        "log-filter" => {
+            "a level (error, warn, info, debug, trace) or levels by module, such as info,chandler::engine=debug"
+        }
         _ => "of another form",
     }
 }
@@ -148,8 +163,16 @@ fn unknown(section: Option<&Value>, key: &str) -> String {
         .unwrap_or_default();
     let file = format!("{key}_file");
     if known.contains(&file.as_str()) || is_secret_word(key) {
-        let files: Vec<&str> = known.iter().copied().filter(|name| name.ends_with("_file") || *name == "file").collect();
-        let where_to = if files.is_empty() { String::new() } else { format!(" and name that file in `{}`", files.join("` or `")) };
+        let files: Vec<&str> = known
+            .iter()
+            .copied()
+            .filter(|name| name.ends_with("_file") || *name == "file")
+            .collect();
+        let where_to = if files.is_empty() {
+            String::new()
+        } else {
+            format!(" and name that file in `{}`", files.join("` or `"))
+        };
         return format!(
             "secrets are not written into the configuration: put it into a file only the broker can read (mode 0600){where_to}"
         );
@@ -163,7 +186,9 @@ fn unknown(section: Option<&Value>, key: &str) -> String {
 /// Whether a key names something that must not be shown.
 pub(super) fn is_secret_word(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["password", "passwd", "secret", "token", "private", "credential"].iter().any(|word| key.contains(word))
+    ["password", "passwd", "secret", "token", "private", "credential"]
+        .iter()
+        .any(|word| key.contains(word))
 }
 
 /// Whether two names differ by one letter left out, added, changed or swapped, or by `-` for `_`.
@@ -174,7 +199,12 @@ fn alike(a: &str, b: &str) -> bool {
     }
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let head = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
-    let tail = a[head..].iter().rev().zip(b[head..].iter().rev()).take_while(|(x, y)| x == y).count();
+    let tail = a[head..]
+        .iter()
+        .rev()
+        .zip(b[head..].iter().rev())
+        .take_while(|(x, y)| x == y)
+        .count();
     let (a, b) = (&a[head..a.len() - tail], &b[head..b.len() - tail]);
     match (a, b) {
         ([] | [_], [] | [_]) => true,

@@ -3,8 +3,8 @@
 //! Nothing here prints what it read: a broken file may hold a secret in the wrong place, so parse
 //! errors name line and column and never quote.
 
-use super::schema;
 use super::Problem;
+use super::schema;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,17 +15,30 @@ pub const PREFIX: &str = "CHANDLER__";
 /// Reads a file as YAML, TOML or JSON, by its extension.
 pub(super) fn read(path: &Path) -> Result<Value, Problem> {
     let fail = |message: String| Problem::new("", format!("{}: {message}", path.display()));
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| fail(format!("cannot be read ({error}); give the configuration file with --config FILE")))?;
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        fail(format!(
+            "cannot be read ({error}); give the configuration file with --config FILE"
+        ))
+    })?;
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default();
     let parsed = match extension {
         "yaml" | "yml" => yaml(&text),
         "toml" => toml::from_str::<Value>(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            let line = error.span().map_or(0, |span| {
+                text[..span.start.min(text.len())].lines().count().max(1)
+            });
             format!("line {line}: {}", first_words(error.message()))
         }),
-        "json" => serde_json::from_str(&text).map_err(|error| format!("line {}, column {}", error.line(), error.column())),
-        _ => return Err(fail("its name must end in .yaml, .yml, .toml or .json".to_owned())),
+        "json" => serde_json::from_str(&text)
+            .map_err(|error| format!("line {}, column {}", error.line(), error.column())),
+        _ => {
+            return Err(fail(
+                "its name must end in .yaml, .yml, .toml or .json".to_owned(),
+            ));
+        }
     };
     match parsed.map_err(|error| fail(format!("is not valid {extension}: {error}")))? {
         Value::Null => Ok(Value::Object(Map::new())),
@@ -63,21 +76,30 @@ pub(super) fn overlay(
     let mut variables: Vec<(Vec<String>, String, String)> = environment
         .into_iter()
         .filter_map(|(name, text)| {
-            let path = name.strip_prefix(PREFIX)?.split("__").map(str::to_ascii_lowercase).collect();
+            let path = name
+                .strip_prefix(PREFIX)?
+                .split("__")
+                .map(str::to_ascii_lowercase)
+                .collect();
             Some((path, name, text))
         })
         .collect();
     // By number where it is one, so that PLATFORMS__10 comes after PLATFORMS__9.
-    variables.sort_by_cached_key(|(path, ..)| path.iter().map(|part| (part.parse::<usize>().ok(), part.clone())).collect::<Vec<_>>());
+    variables.sort_by_cached_key(|(path, ..)| {
+        path.iter()
+            .map(|part| (part.parse::<usize>().ok(), part.clone()))
+            .collect::<Vec<_>>()
+    });
     for (path, name, text) in variables {
-        let is_text = schema::at(schema, &path).is_some_and(|schema| schema.get("type") == Some(&Value::from("string")));
+        let is_text = schema::at(schema, &path)
+            .is_some_and(|schema| schema.get("type") == Some(&Value::from("string")));
         let parsed = if is_text { Err(String::new()) } else { yaml(&text) };
         let placed = place(value, &path, parsed.unwrap_or(Value::String(text)));
         match placed {
             Ok(()) => {
                 origins.insert(path.join("."), name);
             }
-            Err(reason) => problems.push(Problem::new(path.join("."), reason).from_variable(&name)),
+            Err(reason) => problems.push(Problem::new(path.join("."), reason).with_variable(&name)),
         }
     }
     (origins, problems)
@@ -97,7 +119,9 @@ fn place(node: &mut Value, path: &[String], leaf: Value) -> Result<(), String> {
                 items.push(Value::Null);
             }
             let next = items.len();
-            items.get_mut(index).ok_or_else(|| format!("number {index} leaves a gap: the next one is {next}"))?
+            items
+                .get_mut(index)
+                .ok_or_else(|| format!("number {index} leaves a gap: the next one is {next}"))?
         }
         (_, Value::Object(map)) => map.entry(part.clone()).or_insert(Value::Null),
         (Ok(0), other) => {

@@ -32,7 +32,10 @@ impl StoreUrl {
     /// Parses a store URL; an error says what is wrong and never repeats the URL.
     pub fn parse(url: &str) -> Result<Self, String> {
         if url.is_empty() {
-            return Err("must be given: `sqlite:///absolute/path.db` or `postgres://user@host:5432/database`".to_owned());
+            return Err(
+                "must be given: `sqlite:///absolute/path.db` or `postgres://user@host:5432/database`"
+                    .to_owned(),
+            );
         }
         match url.split_once("://") {
             Some(("sqlite", path)) if path.starts_with('/') && !path.ends_with('/') && !path.contains(['?', '#']) => Ok(Self::Sqlite { path: path.into() }),
@@ -44,32 +47,64 @@ impl StoreUrl {
 
     fn parse_postgres(url: &str) -> Result<Self, String> {
         let start = url.find("://").map_or(0, |at| at + 3);
-        let authority_end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
+        let authority_end = url[start..]
+            .find(['/', '?', '#'])
+            .map_or(url.len(), |at| start + at);
         let authority = &url[start..authority_end];
         let user_end = authority.rfind('@').map(|at| start + at);
         let query: Vec<(String, String)> = url[authority_end..]
             .split_once('?')
-            .map(|(_, query)| query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(key, value)| (decode(key), decode(value))).collect())
+            .map(|(_, query)| {
+                query
+                    .split('&')
+                    .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                    .map(|(key, value)| (decode(key), decode(value)))
+                    .collect()
+            })
             .unwrap_or_default();
-        let find = |key: &str| query.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let find = |key: &str| {
+            query
+                .iter()
+                .rev()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value.as_str())
+        };
         if user_end.is_some_and(|end| url[start..end].contains(':')) || find("password").is_some() {
             return Err("must not hold a password; put it into a file of mode 0600 and name that file in `store.password_file`".to_owned());
         }
         let user = user_end.map_or(find("user").unwrap_or_default(), |end| &url[start..end]);
         if user.is_empty() {
-            return Err("must name the database user, such as `postgres://chandler@host:5432/chandler`".to_owned());
+            return Err(
+                "must name the database user, such as `postgres://chandler@host:5432/chandler`".to_owned(),
+            );
         }
-        let database = url[authority_end..].split('?').next().unwrap_or_default().trim_start_matches('/');
+        let database = url[authority_end..]
+            .split('?')
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches('/');
         if database.is_empty() {
-            return Err("must name the database, such as `postgres://chandler@host:5432/chandler`".to_owned());
+            return Err(
+                "must name the database, such as `postgres://chandler@host:5432/chandler`".to_owned(),
+            );
         }
         let host_and_port = &url[user_end.map_or(start, |end| end + 1)..authority_end];
-        let host = find("hostaddr").or_else(|| find("host")).unwrap_or_else(|| without_port(host_and_port));
+        let host = find("hostaddr")
+            .or_else(|| find("host"))
+            .unwrap_or_else(|| without_port(host_and_port));
         let host = decode(host);
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let is_local = host.is_empty() || host.starts_with('/') || host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let is_local = host.is_empty()
+            || host.starts_with('/')
+            || host == "localhost"
+            || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         let encrypted = matches!(find("sslmode"), Some("require" | "verify-ca" | "verify-full"));
-        Ok(Self::Postgres { host, is_local, encrypted, user_end })
+        Ok(Self::Postgres {
+            host,
+            is_local,
+            encrypted,
+            user_end,
+        })
     }
 }
 
@@ -91,7 +126,9 @@ impl Store {
         let (Some(file), StoreUrl::Postgres { user_end, .. }) = (&self.password_file, parsed) else {
             return Ok(self.url.clone().into());
         };
-        let password = read_secret(file).map_err(|reason| format!("store.password_file: {reason}"))?.content;
+        let password = read_secret(file)
+            .map_err(|reason| format!("store.password_file: {reason}"))?
+            .content;
         let encoded = utf8_percent_encode(password.expose_secret(), NON_ALPHANUMERIC);
         Ok(match user_end {
             Some(end) => format!("{}:{encoded}{}", &self.url[..end], &self.url[end..]),
@@ -108,7 +145,12 @@ mod tests {
 
     fn postgres(url: &str) -> Option<(String, bool, bool)> {
         match StoreUrl::parse(url) {
-            Ok(StoreUrl::Postgres { host, is_local, encrypted, .. }) => Some((host, is_local, encrypted)),
+            Ok(StoreUrl::Postgres {
+                host,
+                is_local,
+                encrypted,
+                ..
+            }) => Some((host, is_local, encrypted)),
             _ => None,
         }
     }
@@ -117,14 +159,34 @@ mod tests {
     fn postgres_urls() {
         for (url, host, local, encrypted) in [
             ("postgres://u@db.example:5432/d", "db.example", false, false),
-            ("postgres://u@db.example/d?sslmode=verify-full", "db.example", false, true),
+            (
+                "postgres://u@db.example/d?sslmode=verify-full",
+                "db.example",
+                false,
+                true,
+            ),
             ("postgresql://u@db/d?sslmode=prefer", "db", false, false),
             ("postgres://u@127.0.0.1:5433/d", "127.0.0.1", true, false),
             ("postgres://u@[::1]:5433/d", "[::1]", true, false),
             ("postgres://u@localhost/d", "localhost", true, false),
-            ("postgres:///d?host=/var/run/postgresql&user=u", "/var/run/postgresql", true, false),
-            ("postgres://u@localhost/d?host=db.example", "db.example", false, false),
-            ("postgres://u@127.0.0.1.example/d", "127.0.0.1.example", false, false),
+            (
+                "postgres:///d?host=/var/run/postgresql&user=u",
+                "/var/run/postgresql",
+                true,
+                false,
+            ),
+            (
+                "postgres://u@localhost/d?host=db.example",
+                "db.example",
+                false,
+                false,
+            ),
+            (
+                "postgres://u@127.0.0.1.example/d",
+                "127.0.0.1.example",
+                false,
+                false,
+            ),
         ] {
             assert_eq!(postgres(url), Some((host.to_owned(), local, encrypted)), "{url}");
         }
@@ -147,6 +209,11 @@ mod tests {
             let reason = StoreUrl::parse(url).expect_err(url);
             assert!(!reason.contains("hunter2"), "{reason}");
         }
-        assert_eq!(StoreUrl::parse("sqlite:///a/b.db"), Ok(StoreUrl::Sqlite { path: "/a/b.db".into() }));
+        assert_eq!(
+            StoreUrl::parse("sqlite:///a/b.db"),
+            Ok(StoreUrl::Sqlite {
+                path: "/a/b.db".into()
+            })
+        );
     }
 }

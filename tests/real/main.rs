@@ -1,0 +1,9 @@
+//! Credential mechanisms against the real servers they are for. One binary, because linking dominates.
+//!
+//! Every server is started here on loopback in a directory of its own and killed when its guard drops.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod contract;
+mod nats;
+mod support;
