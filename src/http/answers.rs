@@ -50,11 +50,17 @@ impl View {
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     match serde_json::to_vec(body) {
         Ok(bytes) => HttpResponse::build(status)
-            .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")))
+            .insert_header((
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            ))
             .body(bytes),
         // Cannot happen for maps with string keys; if it does, the caller still gets an object.
         Err(_) => HttpResponse::InternalServerError()
-            .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")))
+            .insert_header((
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            ))
             .body(r#"{"error":"InternalError","description":"The answer could not be written."}"#),
     }
 }
@@ -66,7 +72,11 @@ fn instance_metadata(instance: &InstanceView, view: View) -> Option<InstanceMeta
 }
 
 /// Answers PUT and PATCH of an instance; only PUT may say 201 (S-01).
-pub(super) fn instance_changed(outcome: &Outcome<InstanceView>, view: View, is_put: bool) -> HttpResponse {
+pub(super) fn instance_changed(
+    outcome: &Outcome<InstanceView>,
+    view: View,
+    is_put: bool,
+) -> HttpResponse {
     let (status, operation, instance) = match outcome {
         Outcome::Created(instance) if is_put => (StatusCode::CREATED, None, instance),
         Outcome::Created(instance) | Outcome::Done(instance) => (StatusCode::OK, None, instance),
@@ -132,7 +142,12 @@ pub(super) fn binding_fetched(binding: &BindingView, view: View) -> HttpResponse
     binding_body(StatusCode::OK, binding, view, true)
 }
 
-fn binding_body(status: StatusCode, binding: &BindingView, view: View, fetched: bool) -> HttpResponse {
+fn binding_body(
+    status: StatusCode,
+    binding: &BindingView,
+    view: View,
+    fetched: bool,
+) -> HttpResponse {
     let credentials = binding.credentials.expose();
     // Z-03(a): a common Go client below 2.15 cannot read `ports` as text, so `endpoints` always
     // depends on the announced version.
@@ -193,7 +208,8 @@ pub(super) fn last_operation(
         OperationState::Succeeded => StateWord::Succeeded,
         OperationState::Failed | OperationState::Superseded => StateWord::Failed,
     };
-    let flags = of_instance && operation.state == OperationState::Failed && view.has(SINCE_METADATA);
+    let flags =
+        of_instance && operation.state == OperationState::Failed && view.has(SINCE_METADATA);
     let mut response = json(
         StatusCode::OK,
         &LastOperationBody {
@@ -204,9 +220,10 @@ pub(super) fn last_operation(
         },
     );
     if operation.state == OperationState::Open {
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from(operation.retry_after));
+        response.headers_mut().insert(
+            header::RETRY_AFTER,
+            HeaderValue::from(operation.retry_after),
+        );
     }
     response
 }
@@ -216,9 +233,8 @@ pub(super) fn last_operation(
 /// Tenths are cut, not rounded, so `renew_before` never passes `expires_at` by formatting.
 fn timestamp(at: Millis) -> Option<String> {
     let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at) * 1_000_000).ok()?;
-    let format = format_description!(
-        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:1]Z"
-    );
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:1]Z");
     moment.format(format).ok()
 }
 
@@ -234,17 +250,23 @@ mod tests {
 
     fn read(response: HttpResponse) -> (u16, Value) {
         let status = response.status().as_u16();
-        assert_eq!(header_of(&response, &header::CONTENT_TYPE), "application/json");
+        assert_eq!(
+            header_of(&response, &header::CONTENT_TYPE),
+            "application/json"
+        );
         let bytes = response.into_body().try_into_bytes().unwrap();
         (status, serde_json::from_slice(&bytes).unwrap())
     }
 
     fn old(minor: u32) -> View {
-        View { minor, strict: true }
+        View {
+            minor,
+            strict: true,
+        }
     }
 
     fn object(value: Value) -> serde_json::Map<String, Value> {
-        value.as_object().unwrap().clone()
+        serde_json::from_value(value).unwrap()
     }
 
     fn instance() -> InstanceView {
@@ -275,20 +297,40 @@ mod tests {
     #[test]
     fn p01_p02_p04_provision_answers() {
         let full = json!({"dashboard_url": "https://d", "metadata": {"labels": {"k": "v"}}});
-        let now = View { minor: 17, strict: false };
-        assert_eq!(read(instance_changed(&Outcome::Created(instance()), now, true)), (201, full.clone()));
-        assert_eq!(read(instance_changed(&Outcome::Done(instance()), now, true)), (200, full));
-        let accepted = Outcome::Accepted { operation: "op".into(), body: instance() };
+        let now = View {
+            minor: 17,
+            strict: false,
+        };
+        assert_eq!(
+            read(instance_changed(&Outcome::Created(instance()), now, true)),
+            (201, full.clone())
+        );
+        assert_eq!(
+            read(instance_changed(&Outcome::Done(instance()), now, true)),
+            (200, full)
+        );
+        let accepted = Outcome::Accepted {
+            operation: "op".into(),
+            body: instance(),
+        };
         let (status, body) = read(instance_changed(&accepted, now, true));
         assert_eq!((status, &body["operation"]), (202, &json!("op")));
         assert_eq!(body["dashboard_url"], json!("https://d"), "P-03");
         let bare = Outcome::Created(InstanceView::default());
-        assert_eq!(read(instance_changed(&bare, now, true)), (201, json!({})), "Z-02: omitted, not null");
+        assert_eq!(
+            read(instance_changed(&bare, now, true)),
+            (201, json!({})),
+            "Z-02: omitted, not null"
+        );
     }
 
     #[test]
     fn s01_patch_never_says_201() {
-        let (status, _) = read(instance_changed(&Outcome::Created(instance()), View::NEWEST, false));
+        let (status, _) = read(instance_changed(
+            &Outcome::Created(instance()),
+            View::NEWEST,
+            false,
+        ));
         assert_eq!(status, 200);
     }
 
@@ -299,49 +341,96 @@ mod tests {
             json!({"service_id": "s", "plan_id": "p", "dashboard_url": "https://d", "parameters": {"a": 1},
                    "maintenance_info": {"version": "1.2.3"}, "metadata": {"labels": {"k": "v"}}})
         );
-        let bare = InstanceView { service_id: "s".into(), plan_id: "p".into(), ..InstanceView::default() };
-        assert_eq!(read(instance_fetched(&bare, View::NEWEST)).1, json!({"service_id": "s", "plan_id": "p"}));
+        let bare = InstanceView {
+            service_id: "s".into(),
+            plan_id: "p".into(),
+            ..InstanceView::default()
+        };
+        assert_eq!(
+            read(instance_fetched(&bare, View::NEWEST)).1,
+            json!({"service_id": "s", "plan_id": "p"})
+        );
     }
 
     #[test]
     fn d01_d02_deletes() {
         assert_eq!(read(deleted(Outcome::Done(()))), (200, json!({})));
-        let accepted = Outcome::Accepted { operation: "op".into(), body: () };
+        let accepted = Outcome::Accepted {
+            operation: "op".into(),
+            body: (),
+        };
         assert_eq!(read(deleted(accepted)), (202, json!({"operation": "op"})));
     }
 
     #[test]
     fn b01_b02_f01_binding_answers() {
-        let view = View { minor: 17, strict: false };
+        let view = View {
+            minor: 17,
+            strict: false,
+        };
         let whole = json!({"credentials": {"password": "pw"},
             "endpoints": [{"host": "h", "ports": ["5432"], "protocol": "tcp"}],
             "metadata": {"expires_at": "2023-11-14T22:13:20.1Z", "renew_before": "2023-11-14T22:13:20.0Z"}});
-        assert_eq!(read(bound(&Outcome::Created(binding()), view)), (201, whole.clone()));
-        assert_eq!(read(bound(&Outcome::Done(binding()), view)), (200, whole.clone()));
-        let accepted = Outcome::Accepted { operation: "op".into(), body: binding() };
-        assert_eq!(read(bound(&accepted, view)), (202, json!({"operation": "op"})));
+        assert_eq!(
+            read(bound(&Outcome::Created(binding()), view)),
+            (201, whole.clone())
+        );
+        assert_eq!(
+            read(bound(&Outcome::Done(binding()), view)),
+            (200, whole.clone())
+        );
+        let accepted = Outcome::Accepted {
+            operation: "op".into(),
+            body: binding(),
+        };
+        assert_eq!(
+            read(bound(&accepted, view)),
+            (202, json!({"operation": "op"}))
+        );
         let mut fetched = whole;
         fetched["parameters"] = json!({"role": "readonly"});
         assert_eq!(read(binding_fetched(&binding(), view)), (200, fetched));
-        assert_eq!(read(bound(&Outcome::Created(BindingView::default()), view)).1, json!({}));
-        for response in [bound(&Outcome::Created(binding()), view), binding_fetched(&binding(), view)] {
+        assert_eq!(
+            read(bound(&Outcome::Created(BindingView::default()), view)).1,
+            json!({})
+        );
+        for response in [
+            bound(&Outcome::Created(binding()), view),
+            binding_fetched(&binding(), view),
+        ] {
             assert_eq!(header_of(&response, &header::CACHE_CONTROL), "no-store");
         }
     }
 
     #[test]
     fn z03a_endpoints_only_from_2_15() {
-        let lenient = |minor| View { minor, strict: false };
-        let has = |minor| read(binding_fetched(&binding(), lenient(minor))).1.get("endpoints").is_some();
+        let lenient = |minor| View {
+            minor,
+            strict: false,
+        };
+        let has = |minor| {
+            read(binding_fetched(&binding(), lenient(minor)))
+                .1
+                .get("endpoints")
+                .is_some()
+        };
         assert!(!has(13) && !has(14) && has(15) && has(17));
-        assert!(read(binding_fetched(&binding(), lenient(13))).1.get("metadata").is_some());
+        assert!(
+            read(binding_fetched(&binding(), lenient(13)))
+                .1
+                .get("metadata")
+                .is_some()
+        );
     }
 
     #[test]
     fn z03b_strict_versions_leave_out_newer_members() {
         let fetched = |minor| read(binding_fetched(&binding(), old(minor))).1;
         assert_eq!(fetched(15).get("metadata"), None);
-        assert_eq!(fetched(16)["metadata"], json!({"expires_at": "2023-11-14T22:13:20.1Z"}));
+        assert_eq!(
+            fetched(16)["metadata"],
+            json!({"expires_at": "2023-11-14T22:13:20.1Z"})
+        );
         assert!(fetched(17)["metadata"].get("renew_before").is_some());
         let instance_at = |minor| read(instance_fetched(&instance(), old(minor))).1;
         assert_eq!(instance_at(14).get("maintenance_info"), None);
@@ -370,39 +459,69 @@ mod tests {
         ] {
             let response = last_operation(&operation(state), View::NEWEST, true, false);
             let retry = response.headers().get(header::RETRY_AFTER).cloned();
-            assert_eq!(retry.is_some_and(|v| v == "7"), state == OperationState::Open);
-            assert_eq!(read(response), (200, json!({"state": word, "description": "half way"})), "E-04");
+            assert_eq!(
+                retry.is_some_and(|v| v == "7"),
+                state == OperationState::Open
+            );
+            assert_eq!(
+                read(response),
+                (200, json!({"state": word, "description": "half way"})),
+                "E-04"
+            );
         }
         let mut quiet = operation(OperationState::Open);
         quiet.description.clear();
-        assert_eq!(read(last_operation(&quiet, View::NEWEST, true, false)).1, json!({"state": "in progress"}));
+        assert_eq!(
+            read(last_operation(&quiet, View::NEWEST, true, false)).1,
+            json!({"state": "in progress"})
+        );
     }
 
     #[test]
     fn l09_k01_flags_only_for_failed_instance_operations() {
         let failed = operation(OperationState::Failed);
         let body = read(last_operation(&failed, View::NEWEST, true, false)).1;
-        assert_eq!(body, json!({"state": "failed", "description": "half way", "instance_usable": false, "update_repeatable": true}));
+        assert_eq!(
+            body,
+            json!({"state": "failed", "description": "half way", "instance_usable": false, "update_repeatable": true})
+        );
         let plain = json!({"state": "failed", "description": "half way"});
-        assert_eq!(read(last_operation(&failed, View::NEWEST, false, false)).1, plain);
-        assert_eq!(read(last_operation(&failed, old(15), true, false)).1, plain, "Z-03(b)");
+        assert_eq!(
+            read(last_operation(&failed, View::NEWEST, false, false)).1,
+            plain
+        );
+        assert_eq!(
+            read(last_operation(&failed, old(15), true, false)).1,
+            plain,
+            "Z-03(b)"
+        );
     }
 
     #[test]
     fn z01_finished_delete_is_200_or_410_by_setting() {
         let mut done = operation(OperationState::Succeeded);
         done.deleted = true;
-        assert_eq!(read(last_operation(&done, View::NEWEST, true, false)).0, 200);
+        assert_eq!(
+            read(last_operation(&done, View::NEWEST, true, false)).0,
+            200
+        );
         let (status, body) = read(last_operation(&done, View::NEWEST, true, true));
         assert_eq!((status, &body["error"]), (410, &json!("Gone")));
         done.deleted = false;
-        assert_eq!(read(last_operation(&done, View::NEWEST, true, true)).0, 200, "L-05: never for create");
+        assert_eq!(
+            read(last_operation(&done, View::NEWEST, true, true)).0,
+            200,
+            "L-05: never for create"
+        );
     }
 
     #[test]
     fn b17_timestamps() {
         assert_eq!(timestamp(0).unwrap(), "1970-01-01T00:00:00.0Z");
-        assert_eq!(timestamp(1_700_000_000_999).unwrap(), "2023-11-14T22:13:20.9Z");
+        assert_eq!(
+            timestamp(1_700_000_000_999).unwrap(),
+            "2023-11-14T22:13:20.9Z"
+        );
         assert_eq!(timestamp(-1).unwrap(), "1969-12-31T23:59:59.9Z");
         assert_eq!(timestamp(i64::MAX), None);
     }

@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 /// How long a right password is remembered.
-const REMEMBERED: Duration = Duration::from_secs(5 * 60);
+const REMEMBERED: Duration = Duration::from_mins(5);
 /// Password checks running at once.
 const CHECKS: usize = 2;
 /// Password checks running or waiting, beyond which the answer is 503.
@@ -48,7 +48,9 @@ pub struct Credential {
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credential").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Credential")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,11 +110,16 @@ impl Table {
                 problems.push(format!("platform {name:?}: the name is used twice"));
             }
             if credentials.is_empty() || credentials.len() > SLOTS {
-                problems.push(format!("platform {name:?}: needs one credential, or two during a rotation"));
+                problems.push(format!(
+                    "platform {name:?}: needs one credential, or two during a rotation"
+                ));
             }
             let name: Arc<str> = name.into();
             for Credential { username, hash } in credentials {
-                if username.is_empty() || username.contains(':') || username.chars().any(char::is_control) {
+                if username.is_empty()
+                    || username.contains(':')
+                    || username.chars().any(char::is_control)
+                {
                     problems.push(format!(
                         "platform {name:?}: user name {username:?} is empty or holds a colon or control character"
                     ));
@@ -150,7 +157,13 @@ impl Table {
     /// Remembers a right password. There are no more of these than credentials.
     fn remember(&self, memo: Memo, platform: &Arc<str>, now: Instant) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(memo, Known { platform: Arc::clone(platform), at: now });
+        known.insert(
+            memo,
+            Known {
+                platform: Arc::clone(platform),
+                at: now,
+            },
+        );
     }
 }
 
@@ -169,7 +182,8 @@ impl Platforms {
         let table = Table::new(platforms)?;
         let memo_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| vec!["the system gave no randomness".to_owned()])?;
-        let decoy = hash_password("").and_then(|hash| PasswordHash::new(&hash).map_err(|e| e.to_string()));
+        let decoy =
+            hash_password("").and_then(|hash| PasswordHash::new(&hash).map_err(|e| e.to_string()));
         Ok(Self {
             table: ArcSwap::from_pointee(table),
             memo_key,
@@ -205,7 +219,10 @@ impl Platforms {
         let counted = known.is_none();
         if counted {
             limit.take(address, Instant::now()).map_err(|seconds| {
-                Refusal::too_many("Too many failed log-ins came from this address. Wait before trying again.", seconds)
+                Refusal::too_many(
+                    "Too many failed log-ins came from this address. Wait before trying again.",
+                    seconds,
+                )
             })?;
         }
         let outcome = self.check(&table, memo, &user, password).await;
@@ -294,7 +311,10 @@ fn basic(authorization: &HeaderValue) -> Option<(String, Zeroizing<Vec<u8>>)> {
     let decoded = Zeroizing::new(headers::base64(encoded.trim())?);
     let colon = decoded.iter().position(|b| *b == b':')?;
     // A NUL in the name could shift the boundary between name and password in the memory's key.
-    let user = std::str::from_utf8(&decoded[..colon]).ok().filter(|user| !user.contains('\0'))?.to_owned();
+    let user = std::str::from_utf8(&decoded[..colon])
+        .ok()
+        .filter(|user| !user.contains('\0'))?
+        .to_owned();
     Some((user, Zeroizing::new(decoded[colon + 1..].to_vec())))
 }
 
@@ -323,7 +343,11 @@ mod tests {
         HeaderValue::from_str(&format!("Basic {text}")).unwrap()
     }
 
-    async fn ask(platforms: &Platforms, limit: &FailureLimit, value: Option<&HeaderValue>) -> Result<String, StatusCode> {
+    async fn ask(
+        platforms: &Platforms,
+        limit: &FailureLimit,
+        value: Option<&HeaderValue>,
+    ) -> Result<String, StatusCode> {
         platforms
             .authenticate(value, limit, None)
             .await
@@ -333,12 +357,29 @@ mod tests {
 
     #[test]
     fn basic_is_read_leniently_and_nothing_else_is() {
-        let read = |text: &str| basic(&HeaderValue::from_str(text).unwrap()).map(|(u, p)| (u, p.to_vec()));
+        let read =
+            |text: &str| basic(&HeaderValue::from_str(text).unwrap()).map(|(u, p)| (u, p.to_vec()));
         assert_eq!(read("Basic dTpw"), Some(("u".into(), b"p".to_vec())));
         assert_eq!(read("bASIC  dTpw"), Some(("u".into(), b"p".to_vec())));
-        assert_eq!(read(&format!("Basic {}", BASE64_STANDARD.encode("u:p:q"))), Some(("u".into(), b"p:q".to_vec())));
-        assert_eq!(read("Basic Og"), Some((String::new(), Vec::new())), "unpadded");
-        for bad in ["", "Basic", "Basic ", "Basic !!!", "Basic dXA=", "Bearer dTpw", "dTpw", "Basic /zpw"] {
+        assert_eq!(
+            read(&format!("Basic {}", BASE64_STANDARD.encode("u:p:q"))),
+            Some(("u".into(), b"p:q".to_vec()))
+        );
+        assert_eq!(
+            read("Basic Og"),
+            Some((String::new(), Vec::new())),
+            "unpadded"
+        );
+        for bad in [
+            "",
+            "Basic",
+            "Basic ",
+            "Basic !!!",
+            "Basic dXA=",
+            "Bearer dTpw",
+            "dTpw",
+            "Basic /zpw",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }
@@ -351,14 +392,33 @@ mod tests {
         ])
         .unwrap();
         let off = FailureLimit::new(0);
-        for (user, password, name) in [("cf", "one", "cf"), ("cf-next", "two", "cf"), ("k8s", "three", "k8s")] {
+        for (user, password, name) in [
+            ("cf", "one", "cf"),
+            ("cf-next", "two", "cf"),
+            ("k8s", "three", "k8s"),
+        ] {
             for _ in 0..2 {
-                assert_eq!(ask(&platforms, &off, Some(&header(user, password))).await, Ok(name.to_owned()));
+                assert_eq!(
+                    ask(&platforms, &off, Some(&header(user, password))).await,
+                    Ok(name.to_owned())
+                );
             }
         }
         let refused = Err(StatusCode::UNAUTHORIZED);
-        for (user, password) in [("cf", "two"), ("cf", ""), ("", ""), ("nobody", "one"), ("nobody", ""), ("CF", "one"), ("cf\0one", "")] {
-            assert_eq!(ask(&platforms, &off, Some(&header(user, password))).await, refused, "{user}");
+        for (user, password) in [
+            ("cf", "two"),
+            ("cf", ""),
+            ("", ""),
+            ("nobody", "one"),
+            ("nobody", ""),
+            ("CF", "one"),
+            ("cf\0one", ""),
+        ] {
+            assert_eq!(
+                ask(&platforms, &off, Some(&header(user, password))).await,
+                refused,
+                "{user}"
+            );
         }
         assert_eq!(ask(&platforms, &off, None).await, refused);
     }
@@ -369,30 +429,70 @@ mod tests {
         let off = FailureLimit::new(0);
         let (old, new) = (header("cf", "old"), header("cf", "new"));
         assert!(ask(&platforms, &off, Some(&old)).await.is_ok());
-        platforms.replace(vec![platform("cf", &[("cf", "new")])]).unwrap();
-        assert_eq!(ask(&platforms, &off, Some(&old)).await, Err(StatusCode::UNAUTHORIZED));
+        platforms
+            .replace(vec![platform("cf", &[("cf", "new")])])
+            .unwrap();
+        assert_eq!(
+            ask(&platforms, &off, Some(&old)).await,
+            Err(StatusCode::UNAUTHORIZED)
+        );
         assert!(ask(&platforms, &off, Some(&new)).await.is_ok());
         assert!(platforms.replace(vec![platform("", &[])]).is_err());
-        assert!(ask(&platforms, &off, Some(&new)).await.is_ok(), "a refused reload changes nothing");
+        assert!(
+            ask(&platforms, &off, Some(&new)).await.is_ok(),
+            "a refused reload changes nothing"
+        );
     }
 
     #[actix_web::test]
     async fn guessing_is_slowed_down_but_not_who_was_right_before() {
-        let platforms = Platforms::new(vec![platform("cf", &[("cf", "right"), ("cf2", "right")])]).unwrap();
+        let platforms =
+            Platforms::new(vec![platform("cf", &[("cf", "right"), ("cf2", "right")])]).unwrap();
         let limit = FailureLimit::new(2);
-        assert!(ask(&platforms, &limit, Some(&header("cf", "right"))).await.is_ok());
+        assert!(
+            ask(&platforms, &limit, Some(&header("cf", "right")))
+                .await
+                .is_ok()
+        );
         for _ in 0..2 {
-            assert_eq!(ask(&platforms, &limit, Some(&header("cf", "wrong"))).await, Err(StatusCode::UNAUTHORIZED));
+            assert_eq!(
+                ask(&platforms, &limit, Some(&header("cf", "wrong"))).await,
+                Err(StatusCode::UNAUTHORIZED)
+            );
         }
-        assert_eq!(ask(&platforms, &limit, Some(&header("cf", "wrong"))).await, Err(StatusCode::TOO_MANY_REQUESTS));
-        assert_eq!(ask(&platforms, &limit, Some(&header("cf2", "right"))).await, Err(StatusCode::TOO_MANY_REQUESTS));
-        assert!(ask(&platforms, &limit, Some(&header("cf", "right"))).await.is_ok());
+        assert_eq!(
+            ask(&platforms, &limit, Some(&header("cf", "wrong"))).await,
+            Err(StatusCode::TOO_MANY_REQUESTS)
+        );
+        assert_eq!(
+            ask(&platforms, &limit, Some(&header("cf2", "right"))).await,
+            Err(StatusCode::TOO_MANY_REQUESTS)
+        );
+        assert!(
+            ask(&platforms, &limit, Some(&header("cf", "right")))
+                .await
+                .is_ok()
+        );
         // The memory of a password that was right outlives its use as an answer.
         let memo = platforms.memo("cf", b"right");
         let long_ago = Instant::now().checked_sub(REMEMBERED).unwrap();
-        platforms.table.load().remember(memo, &"cf".into(), long_ago);
-        assert!(ask(&platforms, &limit, Some(&header("cf", "right"))).await.is_ok());
-        assert_eq!(platforms.table.load().recall(&memo, Instant::now()).map(|(_, fresh)| fresh), Some(true));
+        platforms
+            .table
+            .load()
+            .remember(memo, &"cf".into(), long_ago);
+        assert!(
+            ask(&platforms, &limit, Some(&header("cf", "right")))
+                .await
+                .is_ok()
+        );
+        assert_eq!(
+            platforms
+                .table
+                .load()
+                .recall(&memo, Instant::now())
+                .map(|(_, fresh)| fresh),
+            Some(true)
+        );
     }
 
     #[actix_web::test]
@@ -400,10 +500,13 @@ mod tests {
         let platforms = Platforms::new(vec![platform("cf", &[("cf", "right")])]).unwrap();
         let off = FailureLimit::new(0);
         let value = header("cf", "right");
-        let all = futures::future::join_all((0..64).map(|_| ask(&platforms, &off, Some(&value)))).await;
+        let all =
+            futures::future::join_all((0..64).map(|_| ask(&platforms, &off, Some(&value)))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(platforms.queued.load(Ordering::Relaxed), 0);
-        let wrong: Vec<_> = (0..QUEUED_CHECKS + 1).map(|_| Place::take(&platforms.queued)).collect();
+        let wrong: Vec<_> = (0..=QUEUED_CHECKS)
+            .map(|_| Place::take(&platforms.queued))
+            .collect();
         assert!(wrong.last().unwrap().is_none(), "the queue is bounded");
         drop(wrong);
         assert_eq!(platforms.queued.load(Ordering::Relaxed), 0);
@@ -411,26 +514,51 @@ mod tests {
 
     #[test]
     fn every_problem_of_the_platforms_is_told_at_once() {
-        let cheap = Credential { username: "a".into(), hash: "$2b$12$abcdefghijklmnopqrstuv".into() };
+        let cheap = Credential {
+            username: "a".into(),
+            hash: "$2b$12$abcdefghijklmnopqrstuv".into(),
+        };
         let problems = Platforms::new(vec![
-            Platform { name: "a b".into(), credentials: vec![] },
-            Platform { name: "x".into(), credentials: vec![cheap.clone()] },
-            Platform { name: "x".into(), credentials: platform("y", &[("u:v", "p")]).credentials },
+            Platform {
+                name: "a b".into(),
+                credentials: vec![],
+            },
+            Platform {
+                name: "x".into(),
+                credentials: vec![cheap.clone()],
+            },
+            Platform {
+                name: "x".into(),
+                credentials: platform("y", &[("u:v", "p")]).credentials,
+            },
             platform("p1", &[("same", "p")]),
             platform("p2", &[("same", "q")]),
         ])
         .unwrap_err();
         let text = problems.join("\n");
-        for part in ["\"a b\"", "needs one credential", "not argon2id", "the name is used twice", "holds a colon", "\"same\" is used twice"] {
+        for part in [
+            "\"a b\"",
+            "needs one credential",
+            "not argon2id",
+            "the name is used twice",
+            "holds a colon",
+            "\"same\" is used twice",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        assert!(!format!("{cheap:?}").contains("2b"), "hashes stay out of Debug");
+        assert!(
+            !format!("{cheap:?}").contains("2b"),
+            "hashes stay out of Debug"
+        );
     }
 
     #[test]
     fn hashes_have_the_stated_cost() {
         let hash = hash_password("x").unwrap();
-        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+        assert!(
+            hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{hash}"
+        );
         assert_ne!(hash, hash_password("x").unwrap());
     }
 }

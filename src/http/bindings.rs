@@ -4,7 +4,9 @@ use super::answers;
 use super::body;
 use super::error::Refusal;
 use super::instances::read_delete;
-use super::schema::{BindBody, BindingBody, EmptyBody, ErrorBody, LastOperationBody, OperationBody};
+use super::schema::{
+    BindBody, BindingBody, EmptyBody, ErrorBody, LastOperationBody, OperationBody,
+};
 use super::{Call, detached};
 use crate::domain::binding::BindingAttributes;
 use crate::domain::error::Error;
@@ -16,7 +18,11 @@ use std::sync::Arc;
 /// Reads PUT. Errors: 400.
 fn read_bind(call: &Call) -> Result<Bind, Error> {
     let body: BindBody = body::parse(call.request.headers(), &call.body)?;
-    body::text_members("bind_resource", body.bind_resource.as_ref(), &["app_guid", "route"])?;
+    body::text_members(
+        "bind_resource",
+        body.bind_resource.as_ref(),
+        &["app_guid", "route"],
+    )?;
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
     let predecessor = filled(body.predecessor_binding_id);
     let (service_id, plan_id) = (filled(body.service_id), filled(body.plan_id));
@@ -24,7 +30,9 @@ fn read_bind(call: &Call) -> Result<Bind, Error> {
     if predecessor.is_none() {
         for (name, value) in [("service_id", &service_id), ("plan_id", &plan_id)] {
             if value.is_none() {
-                return Err(Error::bad_request(format!("`{name}` is required and must not be empty.")));
+                return Err(Error::bad_request(format!(
+                    "`{name}` is required and must not be empty."
+                )));
             }
         }
     }
@@ -151,9 +159,19 @@ pub(super) async fn last_operation(call: Call) -> Result<HttpResponse, Refusal> 
     let operation = call
         .state
         .engine
-        .last_binding_operation(&call.caller, &call.instance_id, &call.binding_id, call.query.operation())
+        .last_binding_operation(
+            &call.caller,
+            &call.instance_id,
+            &call.binding_id,
+            call.query.operation(),
+        )
         .await?;
-    Ok(answers::last_operation(&operation, call.view, false, call.state.settings.deleted_is_gone()))
+    Ok(answers::last_operation(
+        &operation,
+        call.view,
+        false,
+        call.state.settings.deleted_is_gone(),
+    ))
 }
 
 #[cfg(test)]
@@ -166,7 +184,14 @@ mod tests {
     use serde_json::json;
 
     fn put(body: &Value) -> Result<Bind, Error> {
-        read_bind(&call(&Method::PUT, "i", "..", "accepts_incomplete=1", &body.to_string(), Settings::default()))
+        read_bind(&call(
+            &Method::PUT,
+            "i",
+            "..",
+            "accepts_incomplete=1",
+            &body.to_string(),
+            Settings::default(),
+        ))
     }
 
     #[actix_web::test]
@@ -174,8 +199,15 @@ mod tests {
         let request = put(&json!({"service_id": "s", "plan_id": "p", "app_guid": "a", "parameters": {"role": "owner"},
             "bind_resource": {"app_guid": "a", "more": 1}, "context": {"platform": "x"}}))
         .unwrap();
-        assert_eq!((request.instance_id.as_str(), request.binding_id.as_str()), ("i", ".."));
-        assert_eq!(request.attributes.bind_resource, Some(json!({"app_guid": "a", "more": 1})), "B-19");
+        assert_eq!(
+            (request.instance_id.as_str(), request.binding_id.as_str()),
+            ("i", "..")
+        );
+        assert_eq!(
+            request.attributes.bind_resource,
+            Some(json!({"app_guid": "a", "more": 1})),
+            "B-19"
+        );
         assert_eq!(request.attributes.app_guid.as_deref(), Some("a"));
         assert_eq!(request.attributes.predecessor_binding_id, None);
         assert!(!request.accepts_incomplete, "S-08");
@@ -187,10 +219,22 @@ mod tests {
             (json!({"plan_id": "p"}), "`service_id`"),
             (json!({"service_id": "s", "plan_id": ""}), "`plan_id`"),
             (json!({"service_id": "s", "plan_id": null}), "`plan_id`"),
-            (json!({"service_id": "s", "plan_id": "p", "bind_resource": "x"}), "`bind_resource`"),
-            (json!({"service_id": "s", "plan_id": "p", "bind_resource": {"app_guid": 1}}), "`bind_resource.app_guid`"),
-            (json!({"service_id": "s", "plan_id": "p", "app_guid": {}}), "`app_guid`"),
-            (json!({"predecessor_binding_id": "a\u{0}b"}), "`predecessor_binding_id`"),
+            (
+                json!({"service_id": "s", "plan_id": "p", "bind_resource": "x"}),
+                "`bind_resource`",
+            ),
+            (
+                json!({"service_id": "s", "plan_id": "p", "bind_resource": {"app_guid": 1}}),
+                "`bind_resource.app_guid`",
+            ),
+            (
+                json!({"service_id": "s", "plan_id": "p", "app_guid": {}}),
+                "`app_guid`",
+            ),
+            (
+                json!({"predecessor_binding_id": "a\u{0}b"}),
+                "`predecessor_binding_id`",
+            ),
             (json!({"predecessor_binding_id": ""}), "`service_id`"),
         ] {
             let error = put(&body).unwrap_err();
@@ -201,9 +245,14 @@ mod tests {
     #[actix_web::test]
     async fn r02_a_rotation_needs_only_its_predecessor() {
         let request = put(&json!({"predecessor_binding_id": "old"})).unwrap();
-        assert_eq!(request.attributes.predecessor_binding_id.as_deref(), Some("old"));
+        assert_eq!(
+            request.attributes.predecessor_binding_id.as_deref(),
+            Some("old")
+        );
         assert_eq!(request.attributes.service_id, "");
-        let request = put(&json!({"predecessor_binding_id": "old", "service_id": "s", "plan_id": "p"})).unwrap();
+        let request =
+            put(&json!({"predecessor_binding_id": "old", "service_id": "s", "plan_id": "p"}))
+                .unwrap();
         assert_eq!(request.attributes.plan_id, "p");
     }
 }

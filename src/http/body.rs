@@ -16,7 +16,11 @@ use validator::{Validate, ValidationErrorsKind};
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads a whole body of at most `max` bytes, however it is framed. Errors: 413 when it is larger, 400 when it cannot be read.
-pub(super) async fn read(headers: &HeaderMap, payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
+pub(super) async fn read(
+    headers: &HeaderMap,
+    payload: web::Payload,
+    max: usize,
+) -> Result<Bytes, Refusal> {
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
@@ -37,8 +41,11 @@ pub(super) async fn read(headers: &HeaderMap, payload: web::Payload, max: usize)
 async fn collect(mut payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
     while let Some(chunk) = payload.next().await {
-        let chunk = chunk
-            .map_err(|_| Error::bad_request("The request body could not be read: it ended early or is badly framed."))?;
+        let chunk = chunk.map_err(|_| {
+            Error::bad_request(
+                "The request body could not be read: it ended early or is badly framed.",
+            )
+        })?;
         if whole.len() + chunk.len() > max {
             return Err(Refusal::too_large(max));
         }
@@ -48,14 +55,20 @@ async fn collect(mut payload: web::Payload, max: usize) -> Result<Bytes, Refusal
 }
 
 /// Reads a JSON object as `T` and checks its members (E-07, E-08, E-10). Errors: 400 naming the field.
-pub(super) fn parse<T: DeserializeOwned + Validate>(headers: &HeaderMap, body: &[u8]) -> Result<T, Error> {
+pub(super) fn parse<T: DeserializeOwned + Validate>(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<T, Error> {
     if body.is_empty() {
-        return Err(Error::bad_request("The request body is empty; send a JSON object."));
+        return Err(Error::bad_request(
+            "The request body is empty; send a JSON object.",
+        ));
     }
-    if let Some(content_type) = headers.get(header::CONTENT_TYPE) {
-        if !content_type.to_str().is_ok_and(is_json) {
-            return Err(Error::bad_request("The Content-Type of the request is not application/json."));
-        }
+    let content_type = headers.get(header::CONTENT_TYPE);
+    if content_type.is_some_and(|value| !value.to_str().is_ok_and(is_json)) {
+        return Err(Error::bad_request(
+            "The Content-Type of the request is not application/json.",
+        ));
     }
     let value: Value = serde_json::from_slice(body).map_err(|e| {
         Error::bad_request(format!(
@@ -65,10 +78,17 @@ pub(super) fn parse<T: DeserializeOwned + Validate>(headers: &HeaderMap, body: &
         ))
     })?;
     if !value.is_object() {
-        return Err(Error::bad_request("The request body is JSON, but not an object."));
+        return Err(Error::bad_request(
+            "The request body is JSON, but not an object.",
+        ));
     }
-    let parsed: T = serde_path_to_error::deserialize(value)
-        .map_err(|e| Error::bad_request(format!("`{}` must be {}.", e.path(), expected(&e.inner().to_string()))))?;
+    let parsed: T = serde_path_to_error::deserialize(value).map_err(|e| {
+        Error::bad_request(format!(
+            "`{}` must be {}.",
+            e.path(),
+            expected(&e.inner().to_string())
+        ))
+    })?;
     match parsed.validate() {
         Ok(()) => Ok(parsed),
         Err(errors) => Err(Error::bad_request(first_problem(errors.errors()))),
@@ -77,10 +97,17 @@ pub(super) fn parse<T: DeserializeOwned + Validate>(headers: &HeaderMap, body: &
 
 /// Whether a Content-Type means JSON; an empty one counts as absent.
 fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let essence = content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
     essence.is_empty()
         || essence == "application/json"
-        || essence.split_once('/').is_some_and(|(_, sub)| sub.len() > 5 && sub.ends_with("+json"))
+        || essence
+            .split_once('/')
+            .is_some_and(|(_, sub)| sub.len() > 5 && sub.ends_with("+json"))
 }
 
 /// What serde expected, from a message that may also quote what it got.
@@ -102,7 +129,8 @@ fn first_problem<'a, K: AsRef<str> + Ord + 'a>(
     let Some((field, kind)) = problems.first() else {
         return "The request body is not valid.".to_owned();
     };
-    let is_nul = matches!(kind, ValidationErrorsKind::Field(list) if list.iter().any(|e| e.code == "nul"));
+    let is_nul =
+        matches!(kind, ValidationErrorsKind::Field(list) if list.iter().any(|e| e.code == "nul"));
     let field = field.as_ref();
     if is_nul {
         format!("`{field}` must not hold a NUL character.")
@@ -112,11 +140,19 @@ fn first_problem<'a, K: AsRef<str> + Ord + 'a>(
 }
 
 /// Refuses members of `object` that are neither text nor null; `parent` names the object.
-pub(super) fn text_members(parent: &str, object: Option<&Map<String, Value>>, members: &[&str]) -> Result<(), Error> {
+pub(super) fn text_members(
+    parent: &str,
+    object: Option<&Map<String, Value>>,
+    members: &[&str],
+) -> Result<(), Error> {
     for member in members {
         match object.and_then(|object| object.get(*member)) {
             None | Some(Value::Null | Value::String(_)) => {}
-            Some(_) => return Err(Error::bad_request(format!("`{parent}.{member}` must be a string."))),
+            Some(_) => {
+                return Err(Error::bad_request(format!(
+                    "`{parent}.{member}` must be a string."
+                )));
+            }
         }
     }
     Ok(())
@@ -132,7 +168,10 @@ impl Query {
         if raw.is_empty() {
             return Self::default();
         }
-        Self(web::Query::<Vec<(String, String)>>::from_query(raw).map_or_else(|_| Vec::new(), web::Query::into_inner))
+        Self(
+            web::Query::<Vec<(String, String)>>::from_query(raw)
+                .map_or_else(|_| Vec::new(), web::Query::into_inner),
+        )
     }
 
     /// The first member of this name, when it is not empty (Z-04).
@@ -143,12 +182,14 @@ impl Query {
 
     /// Whether `accepts_incomplete` is "true" in any case; everything else is false (S-08).
     pub(super) fn accepts_incomplete(&self) -> bool {
-        self.first("accepts_incomplete").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        self.first("accepts_incomplete")
+            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
     /// The operation token. One no operation can have counts as absent: polls are never refused for it (L-13).
     pub(super) fn operation(&self) -> Option<&str> {
-        self.first("operation").filter(|token| token.len() <= 10_000 && !token.contains('\0'))
+        self.first("operation")
+            .filter(|token| token.len() <= 10_000 && !token.contains('\0'))
     }
 }
 
@@ -162,7 +203,10 @@ mod tests {
 
     fn typed(content_type: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_str(content_type).unwrap());
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_str(content_type).unwrap(),
+        );
         headers
     }
 
@@ -178,11 +222,27 @@ mod tests {
 
     #[test]
     fn e07_content_types() {
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json", "application/vnd.x+json;a=b", ""] {
-            assert!(parse::<ProvisionBody>(&typed(good), MINIMAL.as_bytes()).is_ok(), "{good}");
+        for good in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/merge-patch+json",
+            "application/vnd.x+json;a=b",
+            "",
+        ] {
+            assert!(
+                parse::<ProvisionBody>(&typed(good), MINIMAL.as_bytes()).is_ok(),
+                "{good}"
+            );
         }
         assert!(provision(MINIMAL).is_ok(), "E-06: absent is processed");
-        for bad in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json", "multipart/form-data", "application/+json"] {
+        for bad in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "application/jsonx",
+            "json",
+            "multipart/form-data",
+            "application/+json",
+        ] {
             let error = parse::<ProvisionBody>(&typed(bad), MINIMAL.as_bytes()).unwrap_err();
             assert!(error.description.contains("Content-Type"), "{bad}");
         }
@@ -195,14 +255,38 @@ mod tests {
             (r#"{"service_id":null,"plan_id":"p"}"#, "`service_id`"),
             (r#"{"service_id":"","plan_id":"p"}"#, "`service_id`"),
             (r#"{"service_id":"s"}"#, "`plan_id`"),
-            (r#"{"service_id":7,"plan_id":"p"}"#, "`service_id` must be a string"),
-            (r#"{"service_id":"s","plan_id":"p","parameters":"hunter2"}"#, "`parameters` must be an object"),
-            (r#"{"service_id":"s","plan_id":"p","parameters":[]}"#, "`parameters` must be an object"),
-            (r#"{"service_id":"s","plan_id":"p","parameters":"expected hunter2"}"#, "`parameters` must be an object"),
-            (r#"{"service_id":"s","plan_id":"p","context":1}"#, "`context` must be an object"),
-            (r#"{"service_id":"s","plan_id":"p","maintenance_info":"1"}"#, "`maintenance_info` must be an object"),
-            (r#"{"service_id":"s","plan_id":"p","maintenance_info":{"version":1}}"#, "`maintenance_info.version` must be a string"),
-            (r#"{"service_id":"s\u0000","plan_id":"p"}"#, "`service_id` must not hold a NUL"),
+            (
+                r#"{"service_id":7,"plan_id":"p"}"#,
+                "`service_id` must be a string",
+            ),
+            (
+                r#"{"service_id":"s","plan_id":"p","parameters":"hunter2"}"#,
+                "`parameters` must be an object",
+            ),
+            (
+                r#"{"service_id":"s","plan_id":"p","parameters":[]}"#,
+                "`parameters` must be an object",
+            ),
+            (
+                r#"{"service_id":"s","plan_id":"p","parameters":"expected hunter2"}"#,
+                "`parameters` must be an object",
+            ),
+            (
+                r#"{"service_id":"s","plan_id":"p","context":1}"#,
+                "`context` must be an object",
+            ),
+            (
+                r#"{"service_id":"s","plan_id":"p","maintenance_info":"1"}"#,
+                "`maintenance_info` must be an object",
+            ),
+            (
+                r#"{"service_id":"s","plan_id":"p","maintenance_info":{"version":1}}"#,
+                "`maintenance_info.version` must be a string",
+            ),
+            (
+                r#"{"service_id":"s\u0000","plan_id":"p"}"#,
+                "`service_id` must not hold a NUL",
+            ),
             ("[]", "not an object"),
             ("null", "not an object"),
             ("\"x\"", "not an object"),
@@ -220,7 +304,11 @@ mod tests {
 
     #[test]
     fn deep_json_is_refused_and_duplicate_keys_are_not() {
-        let deep = format!(r#"{{"service_id":"s","plan_id":"p","parameters":{}1{}}}"#, r#"{"a":"#.repeat(200), "}".repeat(200));
+        let deep = format!(
+            r#"{{"service_id":"s","plan_id":"p","parameters":{}1{}}}"#,
+            r#"{"a":"#.repeat(200),
+            "}".repeat(200)
+        );
         assert!(complaint(&deep).contains("not JSON this broker can read"));
         let twice = provision(r#"{"service_id":"a","service_id":"s","plan_id":"p"}"#).unwrap();
         assert_eq!(twice.service_id.as_deref(), Some("s"));
@@ -233,8 +321,13 @@ mod tests {
                 "organization_guid":null,"space_guid":null,"surprise":{"a":[1]}}"#,
         )
         .unwrap();
-        assert!(body.context.is_none() && body.parameters.is_none() && body.maintenance_info.is_none());
-        let body = provision(r#"{"service_id":"s","plan_id":"p","maintenance_info":{"x":1,"version":null}}"#).unwrap();
+        assert!(
+            body.context.is_none() && body.parameters.is_none() && body.maintenance_info.is_none()
+        );
+        let body = provision(
+            r#"{"service_id":"s","plan_id":"p","maintenance_info":{"x":1,"version":null}}"#,
+        )
+        .unwrap();
         assert!(body.maintenance_info.unwrap().version.is_none());
         let update: UpdateBody = parse(
             &HeaderMap::new(),
@@ -242,24 +335,47 @@ mod tests {
         )
         .unwrap();
         assert!(update.plan_id.is_none());
-        let bind: BindBody = parse(&HeaderMap::new(), br#"{"bind_resource":null,"predecessor_binding_id":"x"}"#).unwrap();
+        let bind: BindBody = parse(
+            &HeaderMap::new(),
+            br#"{"bind_resource":null,"predecessor_binding_id":"x"}"#,
+        )
+        .unwrap();
         assert!(bind.bind_resource.is_none());
     }
 
     #[test]
     fn z04_s08_queries() {
-        let query = Query::parse("service_id=a&service_id=b&plan_id=&operation=x%2By+z&accepts_incomplete=TRUE&junk");
+        let query = Query::parse(
+            "service_id=a&service_id=b&plan_id=&operation=x%2By+z&accepts_incomplete=TRUE&junk",
+        );
         assert_eq!(query.first("service_id"), Some("a"));
         assert_eq!(query.first("plan_id"), None);
         assert_eq!(query.first("absent"), None);
         assert_eq!(query.operation(), Some("x+y z"));
         assert!(query.accepts_incomplete());
-        for (raw, flag) in [("true", true), ("True", true), ("false", false), ("1", false), ("yes", false), ("", false), ("true%20", false)] {
-            assert_eq!(Query::parse(&format!("accepts_incomplete={raw}")).accepts_incomplete(), flag, "{raw}");
+        for (raw, flag) in [
+            ("true", true),
+            ("True", true),
+            ("false", false),
+            ("1", false),
+            ("yes", false),
+            ("", false),
+            ("true%20", false),
+        ] {
+            assert_eq!(
+                Query::parse(&format!("accepts_incomplete={raw}")).accepts_incomplete(),
+                flag,
+                "{raw}"
+            );
         }
-        assert!(!Query::parse("accepts_incomplete=false&accepts_incomplete=true").accepts_incomplete());
+        assert!(
+            !Query::parse("accepts_incomplete=false&accepts_incomplete=true").accepts_incomplete()
+        );
         assert_eq!(Query::parse("operation=%00").operation(), None);
-        assert_eq!(Query::parse(&format!("operation={}", "x".repeat(10_001))).operation(), None);
+        assert_eq!(
+            Query::parse(&format!("operation={}", "x".repeat(10_001))).operation(),
+            None
+        );
     }
 
     proptest! {

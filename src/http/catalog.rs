@@ -1,7 +1,6 @@
 //! GET /v2/catalog: one body and one ETag per served catalog, written once and then only sent.
 
 use super::answers::View;
-use super::error::Refusal;
 use super::{Call, Settings};
 use crate::engine::Served;
 use actix_web::HttpResponse;
@@ -77,7 +76,9 @@ impl Rendered {
     fn new(of: Arc<Served>, strict: bool) -> Self {
         let whole = Page::new(&of.body);
         let older = if strict {
-            (OLDEST..NEWEST).map(|minor| Page::new(&trimmed(&of.body, minor))).collect()
+            (OLDEST..NEWEST)
+                .map(|minor| Page::new(&trimmed(&of.body, minor)))
+                .collect()
         } else {
             Vec::new()
         };
@@ -100,7 +101,12 @@ fn trimmed(body: &Value, minor: u32) -> Value {
         }
     };
     let mut body = body.clone();
-    for offering in body["services"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+    for offering in body["services"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
+    {
         trim(offering, OFFERING_MEMBERS);
         let plans = offering.get_mut("plans").and_then(Value::as_array_mut);
         for plan in plans.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -116,7 +122,13 @@ pub(super) struct Pages(ArcSwapOption<Rendered>);
 
 impl Pages {
     /// Answers with the catalog, rendering it when it is another one than last time.
-    fn answer(&self, served: Arc<Served>, settings: &Settings, view: View, headers: &HeaderMap) -> HttpResponse {
+    fn answer(
+        &self,
+        served: Arc<Served>,
+        settings: &Settings,
+        view: View,
+        headers: &HeaderMap,
+    ) -> HttpResponse {
         let present = self.0.load();
         let rendered = match present.as_ref() {
             Some(rendered) if Arc::ptr_eq(&rendered.of, &served) => Arc::clone(rendered),
@@ -137,7 +149,10 @@ impl Pages {
             return response.finish();
         }
         response
-            .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")))
+            .insert_header((
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            ))
             .body(page.body.clone())
     }
 }
@@ -157,14 +172,12 @@ impl Pages {
 )]
 pub(super) fn get(call: &Call) -> HttpResponse {
     let state = &call.state;
-    state
-        .catalog
-        .answer(state.engine.served(), &state.settings, call.view, call.request.headers())
-}
-
-/// Kept beside the synchronous handler so that all calls have one type.
-pub(super) fn answer(call: &Call) -> Result<HttpResponse, Refusal> {
-    Ok(get(call))
+    state.catalog.answer(
+        state.engine.served(),
+        &state.settings,
+        call.view,
+        call.request.headers(),
+    )
 }
 
 #[cfg(test)]
@@ -188,8 +201,16 @@ mod tests {
         })
     }
 
-    fn fetch(pages: &Pages, served: &Arc<Served>, view: View, known: &str) -> (StatusCode, String, Value) {
-        let settings = Settings { strict_versions: view.strict, ..Settings::default() };
+    fn fetch(
+        pages: &Pages,
+        served: &Arc<Served>,
+        view: View,
+        known: &str,
+    ) -> (StatusCode, String, Value) {
+        let settings = Settings {
+            strict_versions: view.strict,
+            ..Settings::default()
+        };
         let mut headers = HeaderMap::new();
         if !known.is_empty() {
             headers.insert(header::IF_NONE_MATCH, HeaderValue::from_str(known).unwrap());
@@ -198,7 +219,11 @@ mod tests {
         let etag = header_of(&response, &header::ETAG).to_owned();
         let status = response.status();
         let bytes = response.into_body().try_into_bytes().unwrap();
-        (status, etag, serde_json::from_slice(&bytes).unwrap_or_default())
+        (
+            status,
+            etag,
+            serde_json::from_slice(&bytes).unwrap_or_default(),
+        )
     }
 
     #[test]
@@ -206,11 +231,22 @@ mod tests {
         let (pages, one, two) = (Pages::default(), served("one"), served("two"));
         let (status, etag, body) = fetch(&pages, &one, View::NEWEST, "");
         assert_eq!((status, &body), (StatusCode::OK, &one.body));
-        for known in [etag.clone(), format!("W/{etag}"), format!("\"other\", {etag}"), "*".into()] {
+        for known in [
+            etag.clone(),
+            format!("W/{etag}"),
+            format!("\"other\", {etag}"),
+            "*".into(),
+        ] {
             let (status, again, body) = fetch(&pages, &one, View::NEWEST, &known);
-            assert_eq!((status, again, body), (StatusCode::NOT_MODIFIED, etag.clone(), Value::Null));
+            assert_eq!(
+                (status, again, body),
+                (StatusCode::NOT_MODIFIED, etag.clone(), Value::Null)
+            );
         }
-        assert_eq!(fetch(&pages, &one, View::NEWEST, "\"other\"").0, StatusCode::OK);
+        assert_eq!(
+            fetch(&pages, &one, View::NEWEST, "\"other\"").0,
+            StatusCode::OK
+        );
         let (status, other, body) = fetch(&pages, &two, View::NEWEST, &etag);
         assert_eq!((status, &body), (StatusCode::OK, &two.body));
         assert_ne!(other, etag);
@@ -221,20 +257,60 @@ mod tests {
         let (pages, one) = (Pages::default(), served("one"));
         fetch(&pages, &one, View::NEWEST, "");
         let first = pages.0.load_full().unwrap();
-        fetch(&pages, &one, View { minor: 13, strict: false }, "");
+        fetch(
+            &pages,
+            &one,
+            View {
+                minor: 13,
+                strict: false,
+            },
+            "",
+        );
         assert!(Arc::ptr_eq(&first, &pages.0.load_full().unwrap()));
     }
 
     #[test]
     fn z03b_strict_catalogs_hold_only_what_the_version_knows() {
         let (pages, one) = (Pages::default(), served("one"));
-        let at = |minor| fetch(&pages, &one, View { minor, strict: true }, "").2["services"][0].clone();
+        let at = |minor| {
+            fetch(
+                &pages,
+                &one,
+                View {
+                    minor,
+                    strict: true,
+                },
+                "",
+            )
+            .2["services"][0]
+                .clone()
+        };
         for (minor, offering, plan) in [
-            (13, "bindable description id metadata name plan_updateable plans", "description id metadata name"),
-            (14, "bindable bindings_retrievable description id instances_retrievable metadata name plan_updateable plans", "description id metadata name"),
-            (15, "allow_context_updates bindable bindings_retrievable description id instances_retrievable metadata name plan_updateable plans", "description id maintenance_info maximum_polling_duration metadata name plan_updateable"),
+            (
+                13,
+                "bindable description id metadata name plan_updateable plans",
+                "description id metadata name",
+            ),
+            (
+                14,
+                "bindable bindings_retrievable description id instances_retrievable metadata name plan_updateable plans",
+                "description id metadata name",
+            ),
+            (
+                15,
+                "allow_context_updates bindable bindings_retrievable description id instances_retrievable metadata name plan_updateable plans",
+                "description id maintenance_info maximum_polling_duration metadata name plan_updateable",
+            ),
         ] {
-            let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+            let keys = |value: &Value| {
+                value
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
             let found = at(minor);
             assert_eq!(keys(&found), offering, "2.{minor}");
             assert_eq!(keys(&found["plans"][0]), plan, "2.{minor}");
@@ -243,7 +319,16 @@ mod tests {
         for minor in [17, 18, 99] {
             assert_eq!(at(minor), one.body["services"][0]);
         }
-        let lenient = fetch(&Pages::default(), &one, View { minor: 13, strict: false }, "").2;
+        let lenient = fetch(
+            &Pages::default(),
+            &one,
+            View {
+                minor: 13,
+                strict: false,
+            },
+            "",
+        )
+        .2;
         assert_eq!(lenient, one.body);
     }
 }

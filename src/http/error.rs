@@ -77,7 +77,10 @@ impl Refusal {
 
     /// 404 for a path where nothing is.
     pub(super) fn no_such_path() -> Self {
-        Error::not_found("Nothing is served at this path. The OSB API is below /v2; /openapi.json describes it.").into()
+        Error::not_found(
+            "Nothing is served at this path. The OSB API is below /v2; /openapi.json describes it.",
+        )
+        .into()
     }
 
     /// 405 with the methods there are.
@@ -129,6 +132,7 @@ impl Refusal {
     }
 
     /// The status it is sent with.
+    #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
@@ -165,7 +169,10 @@ impl Refusal {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(CHALLENGE),
+            );
         }
         response
     }
@@ -221,8 +228,16 @@ mod tests {
             (ErrorKind::AsyncRequired, 422, "AsyncRequired"),
             (ErrorKind::Concurrency, 422, "ConcurrencyError"),
             (ErrorKind::RequiresApp, 422, "RequiresApp"),
-            (ErrorKind::MaintenanceInfoConflict, 422, "MaintenanceInfoConflict"),
-            (ErrorKind::PlanChangeNotSupported, 422, "PlanChangeNotSupported"),
+            (
+                ErrorKind::MaintenanceInfoConflict,
+                422,
+                "MaintenanceInfoConflict",
+            ),
+            (
+                ErrorKind::PlanChangeNotSupported,
+                422,
+                "PlanChangeNotSupported",
+            ),
             (ErrorKind::TooManyRequests, 429, "TooManyRequests"),
             (ErrorKind::Internal, 500, "InternalError"),
             (ErrorKind::Unavailable, 503, "ServiceUnavailable"),
@@ -231,7 +246,10 @@ mod tests {
             let refusal = Refusal::from(Error::new(kind, "why").with_internal("the insides"));
             let response = refusal.response(View::NEWEST);
             assert_eq!(response.status().as_u16(), status);
-            assert_eq!(header_of(&response, &header::CONTENT_TYPE), "application/json");
+            assert_eq!(
+                header_of(&response, &header::CONTENT_TYPE),
+                "application/json"
+            );
             assert_eq!(body(response), json!({"error": word, "description": "why"}));
         }
     }
@@ -256,7 +274,11 @@ mod tests {
         error.instance_usable = Some(false);
         error.update_repeatable = Some(true);
         let send = |usable, repeatable, view| {
-            body(Refusal::from(error.clone()).keeping_flags(usable, repeatable).response(view))
+            body(
+                Refusal::from(error.clone())
+                    .keeping_flags(usable, repeatable)
+                    .response(view),
+            )
         };
         let both = send(true, true, View::NEWEST);
         assert_eq!(both["instance_usable"], json!(false));
@@ -264,8 +286,18 @@ mod tests {
         let deprovision = send(true, false, View::NEWEST);
         assert_eq!(deprovision["instance_usable"], json!(false));
         assert_eq!(deprovision.get("update_repeatable"), None);
-        assert_eq!(send(false, false, View::NEWEST).get("instance_usable"), None);
-        let old = send(true, true, View { minor: 15, strict: true });
+        assert_eq!(
+            send(false, false, View::NEWEST).get("instance_usable"),
+            None
+        );
+        let old = send(
+            true,
+            true,
+            View {
+                minor: 15,
+                strict: true,
+            },
+        );
         assert_eq!(old.get("instance_usable"), None, "Z-03(b): newer than 2.15");
     }
 }

@@ -49,7 +49,10 @@ pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
 /// The announced minor version (H-01, H-02, H-03).
 pub(super) fn version(headers: &HeaderMap, settings: &Settings) -> Result<u32, Refusal> {
     let wanted = format!("Send X-Broker-API-Version: 2.{NEWEST_MINOR}.");
-    let value = headers.get(VERSION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let value = headers
+        .get(VERSION)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
     if value.is_empty() {
         let refusal = Refusal::from(Error::new(
             ErrorKind::VersionMissing,
@@ -66,7 +69,10 @@ pub(super) fn version(headers: &HeaderMap, settings: &Settings) -> Result<u32, R
         .and_then(|(major, minor)| Some((number(major)?, number(minor)?)));
     let why = match parsed {
         Some((2, minor)) if minor >= settings.min_minor => return Ok(minor),
-        Some((2, _)) => format!("This broker serves version 2.{} and later.", settings.min_minor),
+        Some((2, _)) => format!(
+            "This broker serves version 2.{} and later.",
+            settings.min_minor
+        ),
         Some(_) => "This broker serves major version 2 only.".to_owned(),
         None => "The header X-Broker-API-Version is not of the form MAJOR.MINOR.".to_owned(),
     };
@@ -95,12 +101,15 @@ pub(super) fn originating_identity(headers: &HeaderMap) -> Result<Option<(String
     if value.len() > MAX_IDENTITY {
         return Err(malformed(&format!("is longer than {MAX_IDENTITY} bytes")));
     }
-    let text = value.to_str().map_err(|_| malformed("holds bytes that are not ASCII"))?;
+    let text = value
+        .to_str()
+        .map_err(|_| malformed("holds bytes that are not ASCII"))?;
     let (platform, encoded) = text
         .split_once(' ')
         .filter(|(platform, _)| !platform.is_empty())
         .ok_or_else(|| malformed("has no space after a platform word"))?;
-    let bytes = base64(encoded.trim()).ok_or_else(|| malformed("is not base64 after the platform word"))?;
+    let bytes =
+        base64(encoded.trim()).ok_or_else(|| malformed("is not base64 after the platform word"))?;
     match serde_json::from_slice(&bytes) {
         Ok(identity @ Value::Object(_)) => Ok(Some((platform.to_owned(), identity))),
         _ => Err(malformed("holds no JSON object")),
@@ -110,7 +119,8 @@ pub(super) fn originating_identity(headers: &HeaderMap) -> Result<Option<(String
 /// The request identity as it may be put into logs: visible ASCII of bounded length, else nothing (H-08).
 pub(super) fn loggable_request_identity(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(REQUEST_IDENTITY)?.as_bytes();
-    let safe = !value.is_empty() && value.len() <= MAX_LOGGED && value.iter().all(u8::is_ascii_graphic);
+    let safe =
+        !value.is_empty() && value.len() <= MAX_LOGGED && value.iter().all(u8::is_ascii_graphic);
     safe.then(|| String::from_utf8_lossy(value).into_owned())
 }
 
@@ -124,7 +134,10 @@ mod tests {
 
     fn with(name: &'static str, value: &[u8]) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap());
+        headers.insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_bytes(value).unwrap(),
+        );
         headers
     }
 
@@ -142,15 +155,29 @@ mod tests {
     #[test]
     fn h02_h03_versions() {
         let settings = Settings::default();
-        for (text, minor) in [("2.13", 13), ("2.17", 17), ("2.99", 99), ("2.99999999999", u32::MAX)] {
-            assert_eq!(version(&with(VERSION, text.as_bytes()), &settings).unwrap(), minor);
+        for (text, minor) in [
+            ("2.13", 13),
+            ("2.17", 17),
+            ("2.99", 99),
+            ("2.99999999999", u32::MAX),
+        ] {
+            assert_eq!(
+                version(&with(VERSION, text.as_bytes()), &settings).unwrap(),
+                minor
+            );
         }
-        for text in ["2.12", "2.0", "1.17", "3.0", "22.1", "2", "2.", ".17", "2.17.1", "v2.17", "2.1x", "2.+7", "2.017", "02.17", "latest", "2,17", "\u{e9}"] {
+        for text in [
+            "2.12", "2.0", "1.17", "3.0", "22.1", "2", "2.", ".17", "2.17.1", "v2.17", "2.1x",
+            "2.+7", "2.017", "02.17", "latest", "2,17", "\u{e9}",
+        ] {
             let refusal = version(&with(VERSION, text.as_bytes()), &settings).unwrap_err();
             assert_eq!(refusal.status(), StatusCode::PRECONDITION_FAILED, "{text}");
             assert!(refusal.to_string().contains("2.17"), "{text}");
         }
-        let newer = Settings { min_minor: 15, ..Settings::default() };
+        let newer = Settings {
+            min_minor: 15,
+            ..Settings::default()
+        };
         assert!(version(&with(VERSION, b"2.14"), &newer).is_err());
     }
 
@@ -162,23 +189,49 @@ mod tests {
             let text = identity.to_string();
             for encoded in [
                 BASE64_STANDARD.encode(&text),
-                BASE64_STANDARD.encode(&text).trim_end_matches('=').to_owned(),
+                BASE64_STANDARD
+                    .encode(&text)
+                    .trim_end_matches('=')
+                    .to_owned(),
                 BASE64_URL_SAFE_NO_PAD.encode(&text),
                 base64::prelude::BASE64_URL_SAFE.encode(&text),
             ] {
-                let headers = with(ORIGINATING_IDENTITY, format!("cloudfoundry {encoded}").as_bytes());
+                let headers = with(
+                    ORIGINATING_IDENTITY,
+                    format!("cloudfoundry {encoded}").as_bytes(),
+                );
                 assert_eq!(
                     originating_identity(&headers).unwrap(),
                     Some(("cloudfoundry".to_owned(), identity.clone()))
                 );
             }
         }
-        assert_eq!(originating_identity(&HeaderMap::new()).unwrap(), None, "H-05");
+        assert_eq!(
+            originating_identity(&HeaderMap::new()).unwrap(),
+            None,
+            "H-05"
+        );
         let huge = format!("cf {}", "e30=".repeat(MAX_IDENTITY));
-        for bad in ["", "cloudfoundry", "cloudfoundry ", " e30=", "cf !!!", "cf bm90IGpzb24=", "cf W10=", "cf bnVsbA==", "cf \u{fc}", huge.as_str()] {
-            let error = originating_identity(&with(ORIGINATING_IDENTITY, bad.as_bytes())).unwrap_err();
+        for bad in [
+            "",
+            "cloudfoundry",
+            "cloudfoundry ",
+            " e30=",
+            "cf !!!",
+            "cf bm90IGpzb24=",
+            "cf W10=",
+            "cf bnVsbA==",
+            "cf \u{fc}",
+            huge.as_str(),
+        ] {
+            let error =
+                originating_identity(&with(ORIGINATING_IDENTITY, bad.as_bytes())).unwrap_err();
             assert_eq!(error.kind, ErrorKind::BadRequest, "{bad}");
-            assert!(error.description.contains("X-Broker-API-Originating-Identity"));
+            assert!(
+                error
+                    .description
+                    .contains("X-Broker-API-Originating-Identity")
+            );
         }
     }
 

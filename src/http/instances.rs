@@ -36,12 +36,20 @@ fn read_provision(call: &Call) -> Result<Provision, Error> {
 
 /// P-07: the two guids are required, unless the context says which platform it is.
 fn check_guids(body: &ProvisionBody, settings: &Settings) -> Result<(), Error> {
-    let platform = body.context.as_ref().and_then(|context| context.get("platform"));
-    let from_context = platform.and_then(Value::as_str).is_some_and(|word| !word.is_empty());
+    let platform = body
+        .context
+        .as_ref()
+        .and_then(|context| context.get("platform"));
+    let from_context = platform
+        .and_then(Value::as_str)
+        .is_some_and(|word| !word.is_empty());
     if !settings.require_guids || from_context {
         return Ok(());
     }
-    for (name, value) in [("organization_guid", &body.organization_guid), ("space_guid", &body.space_guid)] {
+    for (name, value) in [
+        ("organization_guid", &body.organization_guid),
+        ("space_guid", &body.space_guid),
+    ] {
         if value.as_deref().unwrap_or_default().is_empty() {
             return Err(Error::bad_request(format!(
                 "`{name}` is required and must not be empty, unless `context.platform` is given."
@@ -121,7 +129,11 @@ pub(super) async fn provision(call: Call) -> Result<HttpResponse, Refusal> {
     )
 )]
 pub(super) async fn fetch(call: Call) -> Result<HttpResponse, Refusal> {
-    let view = call.state.engine.fetch_instance(&call.caller, &call.instance_id).await?;
+    let view = call
+        .state
+        .engine
+        .fetch_instance(&call.caller, &call.instance_id)
+        .await?;
     Ok(answers::instance_fetched(&view, call.view))
 }
 
@@ -202,7 +214,12 @@ pub(super) async fn last_operation(call: Call) -> Result<HttpResponse, Refusal> 
         .engine
         .last_instance_operation(&call.caller, &call.instance_id, call.query.operation())
         .await?;
-    Ok(answers::last_operation(&operation, call.view, true, call.state.settings.deleted_is_gone()))
+    Ok(answers::last_operation(
+        &operation,
+        call.view,
+        true,
+        call.state.settings.deleted_is_gone(),
+    ))
 }
 
 #[cfg(test)]
@@ -214,8 +231,18 @@ mod tests {
     use serde_json::json;
 
     fn put(body: &Value, guids: bool) -> Result<Provision, Error> {
-        let settings = Settings { require_guids: guids, ..Settings::default() };
-        read_provision(&call(&Method::PUT, "i/d", "", "accepts_incomplete=true", &body.to_string(), settings))
+        let settings = Settings {
+            require_guids: guids,
+            ..Settings::default()
+        };
+        read_provision(&call(
+            &Method::PUT,
+            "i/d",
+            "",
+            "accepts_incomplete=true",
+            &body.to_string(),
+            settings,
+        ))
     }
 
     #[actix_web::test]
@@ -236,20 +263,49 @@ mod tests {
     async fn p07_guids_by_setting_and_context() {
         let bare = json!({"service_id": "s", "plan_id": "p"});
         for (body, strict, field) in [
-            (json!({"organization_guid": "", "space_guid": "x"}), true, Some("`organization_guid`")),
-            (json!({"organization_guid": "x"}), true, Some("`space_guid`")),
-            (json!({"organization_guid": null, "space_guid": null, "context": {}}), true, Some("`organization_guid`")),
-            (json!({"context": {"platform": ""}}), true, Some("`organization_guid`")),
-            (json!({"context": {"platform": 1}}), true, Some("`organization_guid`")),
+            (
+                json!({"organization_guid": "", "space_guid": "x"}),
+                true,
+                Some("`organization_guid`"),
+            ),
+            (
+                json!({"organization_guid": "x"}),
+                true,
+                Some("`space_guid`"),
+            ),
+            (
+                json!({"organization_guid": null, "space_guid": null, "context": {}}),
+                true,
+                Some("`organization_guid`"),
+            ),
+            (
+                json!({"context": {"platform": ""}}),
+                true,
+                Some("`organization_guid`"),
+            ),
+            (
+                json!({"context": {"platform": 1}}),
+                true,
+                Some("`organization_guid`"),
+            ),
             (json!({"context": {"platform": "kubernetes"}}), true, None),
-            (json!({"organization_guid": "-", "space_guid": "-"}), true, None),
+            (
+                json!({"organization_guid": "-", "space_guid": "-"}),
+                true,
+                None,
+            ),
             (json!({}), false, None),
         ] {
             let mut whole = bare.clone();
-            whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+            whole
+                .as_object_mut()
+                .unwrap()
+                .extend(body.as_object().unwrap().clone());
             match (put(&whole, strict), field) {
                 (Ok(_), None) => {}
-                (Err(error), Some(field)) => assert!(error.description.contains(field), "{whole}: {error}"),
+                (Err(error), Some(field)) => {
+                    assert!(error.description.contains(field), "{whole}: {error}")
+                }
                 (other, _) => unreachable!("{whole}: {other:?}"),
             }
         }
@@ -262,28 +318,64 @@ mod tests {
             assert_eq!(put(&body, false).unwrap().maintenance_version, None);
         }
         let body = json!({"service_id": "s", "plan_id": "p", "maintenance_info": {"version": "no semver"}});
-        assert_eq!(put(&body, false).unwrap().maintenance_version.as_deref(), Some("no semver"), "P-12: for the engine to refuse");
+        assert_eq!(
+            put(&body, false).unwrap().maintenance_version.as_deref(),
+            Some("no semver"),
+            "P-12: for the engine to refuse"
+        );
     }
 
     #[actix_web::test]
     async fn u04_u06_u07_update() {
         let patch = |body: Value| {
-            read_update(&call(&Method::PATCH, "i", "", "", &body.to_string(), Settings::default()))
+            read_update(&call(
+                &Method::PATCH,
+                "i",
+                "",
+                "",
+                &body.to_string(),
+                Settings::default(),
+            ))
         };
-        let request = patch(json!({"service_id": "s", "plan_id": "", "parameters": {}, "previous_values": {}})).unwrap();
+        let request = patch(
+            json!({"service_id": "s", "plan_id": "", "parameters": {}, "previous_values": {}}),
+        )
+        .unwrap();
         assert_eq!((request.plan_id, request.parameters.len()), (None, 0));
         assert!(!request.accepts_incomplete);
-        assert_eq!(patch(json!({"service_id": "s", "plan_id": "p"})).unwrap().plan_id.as_deref(), Some("p"));
-        assert!(patch(json!({"plan_id": "p"})).unwrap_err().description.contains("`service_id`"));
+        assert_eq!(
+            patch(json!({"service_id": "s", "plan_id": "p"}))
+                .unwrap()
+                .plan_id
+                .as_deref(),
+            Some("p")
+        );
+        assert!(
+            patch(json!({"plan_id": "p"}))
+                .unwrap_err()
+                .description
+                .contains("`service_id`")
+        );
         assert!(patch(json!({"service_id": "s", "previous_values": "x"})).is_err());
     }
 
     #[actix_web::test]
     async fn d03_missing_ids_are_left_to_the_engine() {
-        let delete = |query: &str| read_delete(&call(&Method::DELETE, "i", "", query, "", Settings::default()), None);
-        assert_eq!(delete("service_id=&accepts_incomplete=true").service_id, None);
+        let delete = |query: &str| {
+            read_delete(
+                &call(&Method::DELETE, "i", "", query, "", Settings::default()),
+                None,
+            )
+        };
+        assert_eq!(
+            delete("service_id=&accepts_incomplete=true").service_id,
+            None
+        );
         let whole = delete("service_id=s&plan_id=p&plan_id=q&accepts_incomplete=TRUE");
-        assert_eq!((whole.service_id.as_deref(), whole.plan_id.as_deref()), (Some("s"), Some("p")));
+        assert_eq!(
+            (whole.service_id.as_deref(), whole.plan_id.as_deref()),
+            (Some("s"), Some("p"))
+        );
         assert!(whole.accepts_incomplete);
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Addresses remembered at once; beyond that the rest share one bucket.
 const MAX_ADDRESSES: usize = 10_000;
+/// How often buckets that are full again are looked for, at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// A client address as far as it is told apart: one host of IPv4, one /64 of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,11 +42,18 @@ struct Bucket {
     at: Instant,
 }
 
+/// The buckets in use, and when full ones were last looked for.
+#[derive(Debug, Default)]
+struct Buckets {
+    of: HashMap<Key, Bucket>,
+    swept: Option<Instant>,
+}
+
 /// Counts wrong passwords per client address.
 #[derive(Debug)]
 pub(super) struct FailureLimit {
     per_minute: u32,
-    buckets: Mutex<HashMap<Key, Bucket>>,
+    buckets: Mutex<Buckets>,
 }
 
 impl FailureLimit {
@@ -52,7 +61,7 @@ impl FailureLimit {
     pub(super) fn new(per_minute: u32) -> Self {
         Self {
             per_minute,
-            buckets: Mutex::new(HashMap::new()),
+            buckets: Mutex::default(),
         }
     }
 
@@ -68,14 +77,27 @@ impl FailureLimit {
         };
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = Key::of(address);
-        if buckets.len() >= MAX_ADDRESSES && !buckets.contains_key(&key) {
-            buckets.retain(|_, bucket| refilled(bucket) < capacity);
-            if buckets.len() >= MAX_ADDRESSES {
+        if buckets.of.len() >= MAX_ADDRESSES && !buckets.of.contains_key(&key) {
+            // Looking through all of them for every stranger would be work an attacker can order.
+            if buckets
+                .swept
+                .is_none_or(|at| now.saturating_duration_since(at) >= SWEEP_EVERY)
+            {
+                buckets.of.retain(|_, bucket| refilled(bucket) < capacity);
+                buckets.swept = Some(now);
+            }
+            if buckets.of.len() >= MAX_ADDRESSES {
                 key = Key::Rest;
             }
         }
-        let bucket = buckets.entry(key).or_insert(Bucket { tokens: capacity, at: now });
-        *bucket = Bucket { tokens: refilled(bucket), at: now };
+        let bucket = buckets.of.entry(key).or_insert(Bucket {
+            tokens: capacity,
+            at: now,
+        });
+        *bucket = Bucket {
+            tokens: refilled(bucket),
+            at: now,
+        };
         if bucket.tokens >= 1.0 {
             bucket.tokens -= 1.0;
             return Ok(());
@@ -91,8 +113,12 @@ impl FailureLimit {
         }
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let key = Key::of(address);
-        let key = if buckets.contains_key(&key) { key } else { Key::Rest };
-        if let Some(bucket) = buckets.get_mut(&key) {
+        let key = if buckets.of.contains_key(&key) {
+            key
+        } else {
+            Key::Rest
+        };
+        if let Some(bucket) = buckets.of.get_mut(&key) {
             bucket.tokens = (bucket.tokens + 1.0).min(f64::from(self.per_minute));
         }
     }
@@ -104,8 +130,8 @@ mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    fn v4(n: u32) -> Option<IpAddr> {
-        Some(IpAddr::V4(Ipv4Addr::from(n)))
+    fn v4(n: u32) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from(n))
     }
 
     #[test]
@@ -113,13 +139,19 @@ mod tests {
         let limit = FailureLimit::new(20);
         let start = Instant::now();
         for _ in 0..20 {
-            limit.take(v4(1), start).unwrap();
+            limit.take(Some(v4(1)), start).unwrap();
         }
-        let wait = limit.take(v4(1), start).unwrap_err();
+        let wait = limit.take(Some(v4(1)), start).unwrap_err();
         assert!((3..=4).contains(&wait), "{wait}");
-        limit.take(v4(2), start).unwrap();
-        limit.take(v4(1), start + Duration::from_secs(u64::from(wait))).unwrap();
-        assert!(limit.take(v4(1), start + Duration::from_secs(u64::from(wait))).is_err());
+        limit.take(Some(v4(2)), start).unwrap();
+        limit
+            .take(Some(v4(1)), start + Duration::from_secs(u64::from(wait)))
+            .unwrap();
+        assert!(
+            limit
+                .take(Some(v4(1)), start + Duration::from_secs(u64::from(wait)))
+                .is_err()
+        );
     }
 
     #[test]
@@ -127,8 +159,8 @@ mod tests {
         let limit = FailureLimit::new(2);
         let now = Instant::now();
         for _ in 0..100 {
-            limit.take(v4(1), now).unwrap();
-            limit.give_back(v4(1));
+            limit.take(Some(v4(1)), now).unwrap();
+            limit.give_back(Some(v4(1)));
         }
         let off = FailureLimit::new(0);
         for _ in 0..100 {
@@ -140,11 +172,19 @@ mod tests {
     fn one_ipv6_network_and_a_mapped_ipv4_cannot_multiply_themselves() {
         let limit = FailureLimit::new(1);
         let now = Instant::now();
-        let v6 = |last| Some(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, last)));
+        let v6 = |last| {
+            Some(IpAddr::V6(Ipv6Addr::new(
+                0x2001, 0xdb8, 0, 1, 0, 0, 0, last,
+            )))
+        };
         limit.take(v6(1), now).unwrap();
         assert!(limit.take(v6(2), now).is_err());
-        limit.take(v4(7), now).unwrap();
-        assert!(limit.take(Some(IpAddr::V6(Ipv4Addr::from(7).to_ipv6_mapped())), now).is_err());
+        limit.take(Some(v4(7)), now).unwrap();
+        assert!(
+            limit
+                .take(Some(IpAddr::V6(Ipv4Addr::from(7).to_ipv6_mapped())), now)
+                .is_err()
+        );
     }
 
     #[test]
@@ -152,11 +192,20 @@ mod tests {
         let limit = FailureLimit::new(2);
         let now = Instant::now();
         for n in 0..20_000 {
-            let _ = limit.take(v4(n), now);
+            let _ = limit.take(Some(v4(n)), now);
         }
-        assert!(limit.buckets.lock().unwrap().len() <= MAX_ADDRESSES + 1);
-        assert!(limit.take(v4(30_000), now).is_err(), "the rest share one bucket");
-        limit.take(v4(30_000), now + Duration::from_secs(60)).unwrap();
-        assert_eq!(limit.buckets.lock().unwrap().len(), 1, "full buckets are forgotten");
+        assert!(limit.buckets.lock().unwrap().of.len() <= MAX_ADDRESSES + 1);
+        assert!(
+            limit.take(Some(v4(30_000)), now).is_err(),
+            "the rest share one bucket"
+        );
+        limit
+            .take(Some(v4(30_000)), now + Duration::from_mins(1))
+            .unwrap();
+        assert_eq!(
+            limit.buckets.lock().unwrap().of.len(),
+            1,
+            "full buckets are forgotten"
+        );
     }
 }

@@ -34,12 +34,16 @@ impl Exchange {
     /// Starts the watch.
     pub(super) fn begin(request: &HttpRequest, route: &Route) -> Self {
         let polled = |resource| {
-            matches!(resource, Resource::Catalog | Resource::InstanceOperation | Resource::BindingOperation)
+            matches!(
+                resource,
+                Resource::Catalog | Resource::InstanceOperation | Resource::BindingOperation
+            )
         };
         let (quiet, ids) = match route {
             Route::Api(target) => (
                 polled(target.resource),
-                (!target.instance_id.is_empty()).then(|| (target.instance_id.clone(), target.binding_id.clone())),
+                (!target.instance_id.is_empty())
+                    .then(|| (target.instance_id.clone(), target.binding_id.clone())),
             ),
             Route::Page(_) => (true, None),
             _ => (false, None),
@@ -155,13 +159,22 @@ mod tests {
     #[test]
     fn ids_cannot_forge_log_lines() {
         assert_eq!(Shown("plain id/..").to_string(), "plain id/..");
-        assert_eq!(Shown("a\nb\u{1b}[2J\u{202e}").to_string(), "a\\nb\\u{1b}[2J\\u{202e}");
-        assert_eq!(Shown(&"x".repeat(8192)).to_string(), format!("{}...", "x".repeat(64)));
+        assert_eq!(
+            Shown("a\nb\u{1b}[2J\u{202e}").to_string(),
+            "a\\nb\\u{1b}[2J\\u{202e}"
+        );
+        assert_eq!(
+            Shown(&"x".repeat(8192)).to_string(),
+            format!("{}...", "x".repeat(64))
+        );
     }
 
     #[test]
     fn methods_are_a_fixed_set() {
         assert_eq!(method_label(&Method::GET), "GET");
-        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap_or_default()), "other");
+        assert_eq!(
+            method_label(&Method::from_bytes(b"BREW").unwrap_or_default()),
+            "other"
+        );
     }
 }

@@ -151,7 +151,12 @@ pub struct State {
 
 impl State {
     /// The broker behind the API, who may use it, and how; `metrics` writes the text of `/metrics`.
-    pub fn new(engine: Arc<Engine>, settings: Settings, platforms: Arc<auth::Platforms>, metrics: MetricsText) -> Self {
+    pub fn new(
+        engine: Arc<Engine>,
+        settings: Settings,
+        platforms: Arc<auth::Platforms>,
+        metrics: MetricsText,
+    ) -> Self {
         Self {
             failures: FailureLimit::new(settings.failed_logins_per_minute),
             engine,
@@ -169,50 +174,78 @@ impl State {
 pub fn configure(config: &mut ServiceConfig, state: Arc<State>) {
     config
         .app_data(web::Data::from(state))
-        .default_service(web::to(|request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
-            dispatch(request, payload, state, Listener::Main)
-        }));
+        .default_service(web::to(
+            |request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
+                dispatch(request, payload, state, Listener::Main)
+            },
+        ));
 }
 
 /// Serves probes and metrics only, for a port of their own.
 pub fn configure_admin(config: &mut ServiceConfig, state: Arc<State>) {
     config
         .app_data(web::Data::from(state))
-        .default_service(web::to(|request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
-            dispatch(request, payload, state, Listener::Admin)
-        }));
+        .default_service(web::to(
+            |request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
+                dispatch(request, payload, state, Listener::Admin)
+            },
+        ));
 }
 
 /// One request, from its head to its logged answer.
-async fn dispatch(request: HttpRequest, payload: web::Payload, state: web::Data<State>, listener: Listener) -> HttpResponse {
+async fn dispatch(
+    request: HttpRequest,
+    payload: web::Payload,
+    state: web::Data<State>,
+    listener: Listener,
+) -> HttpResponse {
     let route = Route::parse(request.uri().path());
     let mut exchange = Exchange::begin(&request, &route);
     let mut view = View::NEWEST;
-    let serving = serve(&request, payload, &state, listener, route, &mut exchange, &mut view);
+    let serving = serve(
+        &request,
+        payload,
+        &state,
+        listener,
+        route,
+        &mut exchange,
+        &mut view,
+    );
     let outcome = guarded(serving).await;
     let mut response = outcome.unwrap_or_else(|refusal| {
         refusal.log(exchange.route(), exchange.request_id.as_deref());
         refusal.response(view)
     });
     let headers = response.headers_mut();
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     // H-08: unchanged, and on every answer.
     if let Some(identity) = request.headers().get(headers::REQUEST_IDENTITY) {
-        headers.insert(HeaderName::from_static(headers::REQUEST_IDENTITY), identity.clone());
+        headers.insert(
+            HeaderName::from_static(headers::REQUEST_IDENTITY),
+            identity.clone(),
+        );
     }
     exchange.end(response.status());
     response
 }
 
 /// Turns a panic into an answer, so that one broken request does not take its connection along.
-async fn guarded(serving: impl Future<Output = Result<HttpResponse, Refusal>>) -> Result<HttpResponse, Refusal> {
-    AssertUnwindSafe(serving).catch_unwind().await.unwrap_or_else(|panic| {
-        let what = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(broken(&what.unwrap_or_default()).into())
-    })
+async fn guarded(
+    serving: impl Future<Output = Result<HttpResponse, Refusal>>,
+) -> Result<HttpResponse, Refusal> {
+    AssertUnwindSafe(serving)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(broken(&what.unwrap_or_default()).into())
+        })
 }
 
 /// 500 for what should never happen; unlike `Error::internal` it cannot promise that nothing was changed.
@@ -224,7 +257,9 @@ fn broken(what: &str) -> Error {
 }
 
 /// Runs work that must not stop half-way when the client goes away.
-async fn detached<T: 'static>(work: impl Future<Output = Result<T, Error>> + 'static) -> Result<T, Error> {
+async fn detached<T: 'static>(
+    work: impl Future<Output = Result<T, Error>> + 'static,
+) -> Result<T, Error> {
     match actix_web::rt::spawn(work).await {
         Ok(outcome) => outcome,
         Err(failure) => Err(broken(&failure.to_string())),
@@ -251,7 +286,10 @@ async fn serve(
 
     let address = request.peer_addr().map(|peer| peer.ip());
     let authorization = request.headers().get(header::AUTHORIZATION);
-    let platform = state.platforms.authenticate(authorization, &state.failures, address).await?;
+    let platform = state
+        .platforms
+        .authenticate(authorization, &state.failures, address)
+        .await?;
     exchange.platform = Some(Arc::clone(&platform));
 
     *view = View {
@@ -301,7 +339,11 @@ enum Handler {
 /// The call a method means on a resource. Errors: 405.
 fn handler(resource: Resource, method: &Method) -> Result<Handler, Refusal> {
     // The server drops the body of an answer to HEAD; the rest is as for GET.
-    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    let method = if *method == Method::HEAD {
+        &Method::GET
+    } else {
+        method
+    };
     Ok(match (resource, method) {
         (Resource::Catalog, &Method::GET) => Handler::Catalog,
         (Resource::Instance, &Method::PUT) => Handler::Provision,
@@ -319,7 +361,7 @@ fn handler(resource: Resource, method: &Method) -> Result<Handler, Refusal> {
 
 async fn run(handler: Handler, call: Call) -> Result<HttpResponse, Refusal> {
     let outcome = match handler {
-        Handler::Catalog => catalog::answer(&call),
+        Handler::Catalog => Ok(catalog::get(&call)),
         Handler::Provision => instances::provision(call).await,
         Handler::FetchInstance => instances::fetch(call).await,
         Handler::Update => instances::update(call).await,
@@ -354,17 +396,19 @@ impl Call {
     /// H-07: the header's platform word and the context's should agree; when not, that is the platform's fault.
     fn compare_platform_words(&self, context: Option<&Value>) {
         let in_context = context.and_then(|context| context["platform"].as_str());
-        let in_header = self.caller.originating.as_ref().map(|(word, _)| word.as_str());
-        if let (Some(in_context), Some(in_header)) = (in_context, in_header) {
-            if in_context != in_header {
-                tracing::debug!(
-                    target: "chandler::http",
-                    platform = self.caller.platform,
-                    ?in_context,
-                    ?in_header,
-                    "originating identity and context name different platforms"
-                );
-            }
+        let in_header = self
+            .caller
+            .originating
+            .as_ref()
+            .map(|(word, _)| word.as_str());
+        if in_context.is_some() && in_header.is_some() && in_context != in_header {
+            tracing::debug!(
+                target: "chandler::http",
+                platform = self.caller.platform,
+                ?in_context,
+                ?in_header,
+                "originating identity and context name different platforms"
+            );
         }
     }
 }

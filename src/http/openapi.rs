@@ -84,14 +84,25 @@ impl Modify for Shared {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.put, &mut item.patch, &mut item.delete]
-        .into_iter()
-        .filter_map(Option::as_mut)
+    [
+        &mut item.get,
+        &mut item.put,
+        &mut item.patch,
+        &mut item.delete,
+    ]
+    .into_iter()
+    .filter_map(Option::as_mut)
 }
 
 fn share(operation: &mut Operation) {
-    operation.security = Some(vec![SecurityRequirement::new("basic", Vec::<String>::new())]);
-    operation.parameters.get_or_insert_default().extend(osb_headers().map(RefOr::T));
+    operation.security = Some(vec![SecurityRequirement::new(
+        "basic",
+        Vec::<String>::new(),
+    )]);
+    operation
+        .parameters
+        .get_or_insert_default()
+        .extend(osb_headers().map(RefOr::T));
     for (status, meaning) in COMMON {
         operation
             .responses
@@ -105,7 +116,9 @@ fn share(operation: &mut Operation) {
                 .schema(Some(text()))
                 .description(Some("As in the request; absent when it was absent there"))
                 .build();
-            response.headers.insert("X-Broker-API-Request-Identity".into(), RefOr::T(echoed));
+            response
+                .headers
+                .insert("X-Broker-API-Request-Identity".into(), RefOr::T(echoed));
         }
     }
 }
@@ -160,7 +173,10 @@ fn refusal(status: &str, meaning: &str) -> Response {
         .content("application/json", content);
     let mut header = |name: &str, kind, description: &str| {
         let schema = ObjectBuilder::new().schema_type(SchemaType::new(kind));
-        let header = HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build();
+        let header = HeaderBuilder::new()
+            .schema(Some(schema))
+            .description(Some(description))
+            .build();
         response = std::mem::take(&mut response).header(name, header);
     };
     match status {

@@ -16,7 +16,8 @@ use std::sync::{Arc, LazyLock};
 use utoipa_swagger_ui::Config;
 
 /// Nothing is loaded from anywhere, nothing runs: for pages that are text.
-const CSP_TEXT: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const CSP_TEXT: &str =
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What Swagger UI needs and no more: its own files, images it carries inline, requests to this
 /// broker. It styles itself with inline style elements; scripts come only from files.
@@ -44,7 +45,12 @@ pub(super) enum Listener {
 }
 
 /// Answers a page.
-pub(super) async fn serve(page: &Page, method: &Method, state: &State, listener: Listener) -> Result<HttpResponse, Refusal> {
+pub(super) async fn serve(
+    page: &Page,
+    method: &Method,
+    state: &State,
+    listener: Listener,
+) -> Result<HttpResponse, Refusal> {
     let probe = matches!(page, Page::Live | Page::Ready | Page::Metrics);
     let elsewhere = match listener {
         Listener::Admin => !probe,
@@ -57,15 +63,29 @@ pub(super) async fn serve(page: &Page, method: &Method, state: &State, listener:
         return Err(Refusal::method_not_allowed("GET, HEAD"));
     }
     match page {
-        Page::Live => Ok(fresh(answers::json(StatusCode::OK, &json!({"status": "alive"})))),
+        Page::Live => Ok(fresh(answers::json(
+            StatusCode::OK,
+            &json!({"status": "alive"}),
+        ))),
         Page::Ready => match state.engine.ready().await {
-            Ok(()) => Ok(fresh(answers::json(StatusCode::OK, &json!({"status": "ready"})))),
-            Err(why) => Ok(fresh(Refusal::from(Error::unavailable(why)).response(View::NEWEST))),
+            Ok(()) => Ok(fresh(answers::json(
+                StatusCode::OK,
+                &json!({"status": "ready"}),
+            ))),
+            Err(why) => Ok(fresh(
+                Refusal::from(Error::unavailable(why)).response(View::NEWEST),
+            )),
         },
-        Page::Metrics => Ok(fresh(text("text/plain; version=0.0.4; charset=utf-8", CSP_TEXT, (state.metrics)()))),
+        Page::Metrics => Ok(fresh(text(
+            "text/plain; version=0.0.4; charset=utf-8",
+            CSP_TEXT,
+            (state.metrics)(),
+        ))),
         Page::Home => Ok(text("text/html; charset=utf-8", CSP_TEXT, HOME)),
         Page::OpenApi => Ok(text("application/json", CSP_TEXT, OPENAPI.clone())),
-        Page::DocsEntry => Ok(HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()),
+        Page::DocsEntry => Ok(HttpResponse::PermanentRedirect()
+            .insert_header((header::LOCATION, "/docs/"))
+            .finish()),
         Page::Docs(file) => docs(file),
     }
 }
@@ -84,11 +104,21 @@ fn docs(file: &str) -> Result<HttpResponse, Refusal> {
     }
 }
 
-fn text(content_type: &str, csp: &'static str, body: impl actix_web::body::MessageBody + 'static) -> HttpResponse {
+fn text(
+    content_type: &str,
+    csp: &'static str,
+    body: impl actix_web::body::MessageBody + 'static,
+) -> HttpResponse {
     HttpResponse::Ok()
         .content_type(content_type)
-        .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(csp)))
-        .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
+        .insert_header((
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(csp),
+        ))
+        .insert_header((
+            header::REFERRER_POLICY,
+            HeaderValue::from_static("no-referrer"),
+        ))
         .insert_header((
             HeaderName::from_static("cross-origin-opener-policy"),
             HeaderValue::from_static("same-origin"),

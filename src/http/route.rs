@@ -7,6 +7,9 @@
 
 use percent_encoding::percent_decode_str;
 
+/// Stands for a segment that cannot be decoded; equal to no word a path is made of.
+const UNREADABLE: &str = "%";
+
 /// Paths that answer without credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Page {
@@ -115,7 +118,7 @@ impl Route {
         let segments: Vec<Result<String, String>> = raw.iter().map(|s| decode(s)).collect();
         let words: Vec<&str> = segments
             .iter()
-            .map(|s| s.as_deref().unwrap_or_default())
+            .map(|s| s.as_deref().unwrap_or(UNREADABLE))
             .collect();
 
         match words.as_slice() {
@@ -129,7 +132,13 @@ impl Route {
                     ["service_instances", _, "service_bindings", _] => {
                         (Resource::Binding, &[("instance", 2), ("binding", 4)])
                     }
-                    ["service_instances", _, "service_bindings", _, "last_operation"] => (
+                    [
+                        "service_instances",
+                        _,
+                        "service_bindings",
+                        _,
+                        "last_operation",
+                    ] => (
                         Resource::BindingOperation,
                         &[("instance", 2), ("binding", 4)],
                     ),
@@ -199,7 +208,9 @@ fn id(what: &str, segment: &Result<String, String>) -> Result<String, String> {
         Ok(id) => return Ok(id.clone()),
         Err(why) => why,
     };
-    Err(format!("The {what} id in the path {why}; send a non-empty, percent-encoded id."))
+    Err(format!(
+        "The {what} id in the path {why}; send a non-empty, percent-encoded id."
+    ))
 }
 
 #[cfg(test)]
@@ -247,9 +258,24 @@ mod tests {
             ("/v2/catalog", Resource::Catalog, "", ""),
             ("/v2/c%61talog", Resource::Catalog, "", ""),
             ("/v2/service_instances/i", Resource::Instance, "i", ""),
-            ("/v2/service_instances/i/last_operation", Resource::InstanceOperation, "i", ""),
-            ("/v2/service_instances/i/service_bindings/b", Resource::Binding, "i", "b"),
-            ("/v2/service_instances/../service_bindings/%2F", Resource::Binding, "..", "/"),
+            (
+                "/v2/service_instances/i/last_operation",
+                Resource::InstanceOperation,
+                "i",
+                "",
+            ),
+            (
+                "/v2/service_instances/i/service_bindings/b",
+                Resource::Binding,
+                "i",
+                "b",
+            ),
+            (
+                "/v2/service_instances/../service_bindings/%2F",
+                Resource::Binding,
+                "..",
+                "/",
+            ),
             (
                 "/v2/service_instances/i/service_bindings/b/last_operation",
                 Resource::BindingOperation,
@@ -297,7 +323,16 @@ mod tests {
         ] {
             assert_eq!(Route::parse(path), Route::ApiUnknown, "{path}");
         }
-        for path in ["", "*", "/v3/catalog", "//v2/catalog", "/v2%2Fcatalog", "/livez/", "/docs/a/b", "/%FF"] {
+        for path in [
+            "",
+            "*",
+            "/v3/catalog",
+            "//v2/catalog",
+            "/v2%2Fcatalog",
+            "/livez/",
+            "/docs/a/b",
+            "/%FF",
+        ] {
             assert_eq!(Route::parse(path), Route::Unknown, "{path}");
         }
     }
@@ -313,7 +348,10 @@ mod tests {
             ("/docs", Page::DocsEntry),
             ("/docs/", Page::Docs(String::new())),
             ("/docs/swagger-ui.css", Page::Docs("swagger-ui.css".into())),
-            ("/docs/..%2F..%2Fetc%2Fpasswd", Page::Docs("../../etc/passwd".into())),
+            (
+                "/docs/..%2F..%2Fetc%2Fpasswd",
+                Page::Docs("../../etc/passwd".into()),
+            ),
         ] {
             assert_eq!(Route::parse(path), Route::Page(page), "{path}");
         }

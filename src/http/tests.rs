@@ -7,6 +7,7 @@ use actix_web::test::TestRequest;
 use actix_web::{App, HttpServer};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::json;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,18 +18,41 @@ fn engine() -> Arc<Engine> {
 
 fn state(settings: Settings) -> Arc<State> {
     let hash = auth::hash_password("secret").unwrap();
-    let credential = auth::Credential { username: "dev".into(), hash };
-    let platform = auth::Platform { name: "dev".into(), credentials: vec![credential] };
+    let credential = auth::Credential {
+        username: "dev".into(),
+        hash,
+    };
+    let platform = auth::Platform {
+        name: "dev".into(),
+        credentials: vec![credential],
+    };
     let platforms = Arc::new(auth::Platforms::new(vec![platform]).unwrap());
-    Arc::new(State::new(engine(), settings, platforms, Arc::new(|| "up 1\n".to_owned())))
+    Arc::new(State::new(
+        engine(),
+        settings,
+        platforms,
+        Arc::new(|| "up 1\n".to_owned()),
+    ))
 }
 
 /// A call as handlers get it.
-pub(super) fn call(method: &Method, instance_id: &str, binding_id: &str, query: &str, body: &str, settings: Settings) -> Call {
+pub(super) fn call(
+    method: &Method,
+    instance_id: &str,
+    binding_id: &str,
+    query: &str,
+    body: &str,
+    settings: Settings,
+) -> Call {
     Call {
-        request: TestRequest::default().method(method.clone()).to_http_request(),
+        request: TestRequest::default()
+            .method(method.clone())
+            .to_http_request(),
         state: web::Data::from(state(settings)),
-        caller: Caller { platform: "dev".into(), ..Caller::default() },
+        caller: Caller {
+            platform: "dev".into(),
+            ..Caller::default()
+        },
         view: View::NEWEST,
         query: body::Query::parse(query),
         body: Bytes::from(body.to_owned()),
@@ -80,17 +104,19 @@ impl Server {
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let reading = stream.read_to_end(&mut answer);
-        let _ = tokio::time::timeout(Duration::from_secs(20), reading).await.expect("an answer in time");
+        let _ = tokio::time::timeout(Duration::from_secs(20), reading)
+            .await
+            .expect("an answer in time");
         Reply::parse(&answer)
     }
 
     async fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Reply {
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
         for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            write!(head, "{name}: {value}\r\n").unwrap();
         }
         if !body.is_empty() {
-            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            write!(head, "Content-Length: {}\r\n", body.len()).unwrap();
         }
         self.raw(format!("{head}\r\n{body}").as_bytes()).await
     }
@@ -98,7 +124,13 @@ impl Server {
     /// With credentials and version.
     async fn api(&self, method: &str, target: &str, body: &str) -> Reply {
         let authorization = dev();
-        self.ask(method, target, &[("Authorization", &authorization), VERSION], body).await
+        self.ask(
+            method,
+            target,
+            &[("Authorization", &authorization), VERSION],
+            body,
+        )
+        .await
     }
 }
 
@@ -118,27 +150,49 @@ struct Reply {
 impl Reply {
     fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer in {text:?}"));
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .unwrap_or_else(|| panic!("no answer in {text:?}"));
         let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap().parse().unwrap();
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .unwrap()
+            .parse()
+            .unwrap();
         let headers = lines
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
             .collect();
-        Self { status, headers, body: body.to_owned() }
+        Self {
+            status,
+            headers,
+            body: body.to_owned(),
+        }
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body of a refusal, checked for its form (E-02).
     fn refusal(&self) -> Value {
-        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/json"),
+            "{self:?}"
+        );
         assert_eq!(self.header("x-content-type-options"), Some("nosniff"));
-        let body: Value = serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"));
+        let body: Value =
+            serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"));
         for member in ["error", "description"] {
-            assert!(body[member].as_str().is_some_and(|text| !text.is_empty()), "{self:?}");
+            assert!(
+                body[member].as_str().is_some_and(|text| !text.is_empty()),
+                "{self:?}"
+            );
         }
         body
     }
@@ -146,7 +200,8 @@ impl Reply {
     /// Whether the request got past everything `http` decides, whatever the engine then said.
     fn passed(&self) -> bool {
         let ours = [401, 405, 412, 413].contains(&self.status);
-        let lost = self.body.contains("Nothing is served at this path") || self.body.contains("in the path");
+        let lost = self.body.contains("Nothing is served at this path")
+            || self.body.contains("in the path");
         !ours && !lost
     }
 }
@@ -155,15 +210,32 @@ impl Reply {
 async fn a01_a05_credentials_come_first_and_are_needed_below_v2() {
     let server = Server::start(Settings::default());
     let wrong = format!("Basic {}", BASE64_STANDARD.encode("dev:wrong"));
-    let targets = ["/v2/catalog", "/v2", "/v2/nothing", "/v2/service_instances/", "/v2/service_instances/i", "/v2/service_instances/%00"];
+    let targets = [
+        "/v2/catalog",
+        "/v2",
+        "/v2/nothing",
+        "/v2/service_instances/",
+        "/v2/service_instances/i",
+        "/v2/service_instances/%00",
+    ];
     for target in targets {
-        for authorization in [None, Some(wrong.as_str()), Some("Basic !"), Some("Bearer x")] {
+        for authorization in [
+            None,
+            Some(wrong.as_str()),
+            Some("Basic !"),
+            Some("Bearer x"),
+        ] {
             let mut headers = vec![("X-Broker-API-Version", "garbage")];
             headers.extend(authorization.map(|value| ("Authorization", value)));
             let reply = server.ask("GET", target, &headers, "").await;
             assert_eq!(reply.status, 401, "{target} {authorization:?}");
             assert_eq!(reply.refusal()["error"], "Unauthorized");
-            assert!(reply.header("www-authenticate").unwrap().starts_with("Basic realm="));
+            assert!(
+                reply
+                    .header("www-authenticate")
+                    .unwrap()
+                    .starts_with("Basic realm=")
+            );
         }
     }
     server.stop().await;
@@ -171,11 +243,21 @@ async fn a01_a05_credentials_come_first_and_are_needed_below_v2() {
 
 #[actix_web::test]
 async fn too_many_wrong_passwords_are_429_with_retry_after() {
-    let server = Server::start(Settings { failed_logins_per_minute: 3, ..Settings::default() });
+    let server = Server::start(Settings {
+        failed_logins_per_minute: 3,
+        ..Settings::default()
+    });
     let mut statuses = Vec::new();
     for n in 0..5 {
         let guess = format!("Basic {}", BASE64_STANDARD.encode(format!("dev:{n}")));
-        let reply = server.ask("GET", "/v2/catalog", &[("Authorization", &guess), VERSION], "").await;
+        let reply = server
+            .ask(
+                "GET",
+                "/v2/catalog",
+                &[("Authorization", &guess), VERSION],
+                "",
+            )
+            .await;
         reply.refusal();
         if reply.status == 429 {
             assert!(reply.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
@@ -194,42 +276,95 @@ async fn h01_h02_versions_come_before_routes() {
     for (headers, word) in [
         (vec![auth], "VersionMissing"),
         (vec![auth, ("X-Broker-API-Version", "")], "VersionMissing"),
-        (vec![auth, ("X-Broker-API-Version", "1.9")], "VersionNotSupported"),
-        (vec![auth, ("X-Broker-API-Version", "two")], "VersionNotSupported"),
+        (
+            vec![auth, ("X-Broker-API-Version", "1.9")],
+            "VersionNotSupported",
+        ),
+        (
+            vec![auth, ("X-Broker-API-Version", "two")],
+            "VersionNotSupported",
+        ),
     ] {
-        for (method, target) in [("GET", "/v2/catalog"), ("POST", "/v2/catalog"), ("GET", "/v2/nothing"), ("PUT", "/v2/service_instances/i")] {
+        for (method, target) in [
+            ("GET", "/v2/catalog"),
+            ("POST", "/v2/catalog"),
+            ("GET", "/v2/nothing"),
+            ("PUT", "/v2/service_instances/i"),
+        ] {
             let reply = server.ask(method, target, &headers, "").await;
             assert_eq!(reply.status, 412, "{target}");
             assert_eq!(reply.refusal()["error"], word);
         }
     }
     server.stop().await;
-    let server = Server::start(Settings { missing_version: MissingVersion::BadRequest, ..Settings::default() });
-    assert_eq!(server.ask("GET", "/v2/catalog", &[auth], "").await.status, 400);
+    let server = Server::start(Settings {
+        missing_version: MissingVersion::BadRequest,
+        ..Settings::default()
+    });
+    assert_eq!(
+        server.ask("GET", "/v2/catalog", &[auth], "").await.status,
+        400
+    );
     server.stop().await;
 }
 
 #[actix_web::test]
 async fn unknown_paths_are_404_and_unknown_methods_405() {
     let server = Server::start(Settings::default());
-    for target in ["/v2", "/v2/", "/v2/catalog/", "/v2/service_instances", "/v2/service_instances/a/b", "/v2/%FF"] {
+    for target in [
+        "/v2",
+        "/v2/",
+        "/v2/catalog/",
+        "/v2/service_instances",
+        "/v2/service_instances/a/b",
+        "/v2/%FF",
+    ] {
         let reply = server.api("GET", target, "").await;
-        assert_eq!((reply.status, reply.refusal()["error"].clone()), (404, json!("NotFound")), "{target}");
+        assert_eq!(
+            (reply.status, reply.refusal()["error"].clone()),
+            (404, json!("NotFound")),
+            "{target}"
+        );
     }
     for (method, target, allow) in [
         ("POST", "/v2/catalog", "GET, HEAD"),
         ("OPTIONS", "/v2/catalog", "GET, HEAD"),
         ("BREW", "/v2/catalog", "GET, HEAD"),
-        ("POST", "/v2/service_instances/i", "GET, HEAD, PUT, PATCH, DELETE"),
-        ("PATCH", "/v2/service_instances/i/service_bindings/b", "GET, HEAD, PUT, DELETE"),
-        ("DELETE", "/v2/service_instances/i/last_operation", "GET, HEAD"),
-        ("PUT", "/v2/service_instances/i/service_bindings/b/last_operation", "GET, HEAD"),
+        (
+            "POST",
+            "/v2/service_instances/i",
+            "GET, HEAD, PUT, PATCH, DELETE",
+        ),
+        (
+            "PATCH",
+            "/v2/service_instances/i/service_bindings/b",
+            "GET, HEAD, PUT, DELETE",
+        ),
+        (
+            "DELETE",
+            "/v2/service_instances/i/last_operation",
+            "GET, HEAD",
+        ),
+        (
+            "PUT",
+            "/v2/service_instances/i/service_bindings/b/last_operation",
+            "GET, HEAD",
+        ),
     ] {
         let reply = server.api(method, target, "").await;
-        assert_eq!((reply.status, reply.refusal()["error"].clone()), (405, json!("MethodNotAllowed")), "{method} {target}");
+        assert_eq!(
+            (reply.status, reply.refusal()["error"].clone()),
+            (405, json!("MethodNotAllowed")),
+            "{method} {target}"
+        );
         assert_eq!(reply.header("allow"), Some(allow));
     }
-    for (method, target, status) in [("GET", "/nothing", 404), ("GET", "/v3/catalog", 404), ("POST", "/livez", 405), ("GET", "/docs/nothing.js", 404)] {
+    for (method, target, status) in [
+        ("GET", "/nothing", 404),
+        ("GET", "/v3/catalog", 404),
+        ("POST", "/livez", 405),
+        ("GET", "/docs/nothing.js", 404),
+    ] {
         let reply = server.ask(method, target, &[], "").await;
         assert_eq!(reply.status, status, "{target}");
         reply.refusal();
@@ -241,7 +376,18 @@ async fn unknown_paths_are_404_and_unknown_methods_405() {
 async fn i01_odd_ids_reach_their_handler_and_impossible_ones_are_400() {
     let server = Server::start(Settings::default());
     let long = "x".repeat(8192);
-    for id in ["a%2Fb", "..", "%2E%2E", ".", "%F0%9F%9A%A2", "%0d%0aX-Evil:%201", "a;b=c", "last_operation", "%25", &long] {
+    for id in [
+        "a%2Fb",
+        "..",
+        "%2E%2E",
+        ".",
+        "%F0%9F%9A%A2",
+        "%0d%0aX-Evil:%201",
+        "a;b=c",
+        "last_operation",
+        "%25",
+        &long,
+    ] {
         for target in [
             format!("/v2/service_instances/{id}"),
             format!("/v2/service_instances/{id}/last_operation"),
@@ -260,7 +406,11 @@ async fn i01_odd_ids_reach_their_handler_and_impossible_ones_are_400() {
             format!("/v2/service_instances/i/service_bindings/{id}"),
         ] {
             let reply = server.api("PUT", &target, "{}").await;
-            assert_eq!((reply.status, reply.refusal()["error"].clone()), (400, json!("BadRequest")), "{target}");
+            assert_eq!(
+                (reply.status, reply.refusal()["error"].clone()),
+                (400, json!("BadRequest")),
+                "{target}"
+            );
         }
     }
     server.stop().await;
@@ -269,18 +419,42 @@ async fn i01_odd_ids_reach_their_handler_and_impossible_ones_are_400() {
 #[actix_web::test]
 async fn bodies_that_are_no_request_are_400_and_name_the_field() {
     let server = Server::start(Settings::default());
-    let deep = format!("{{\"service_id\":\"s\",\"parameters\":{}{}}}", "[".repeat(300), "]".repeat(300));
+    let deep = format!(
+        "{{\"service_id\":\"s\",\"parameters\":{}{}}}",
+        "[".repeat(300),
+        "]".repeat(300)
+    );
     for (method, target, body, part) in [
         ("PUT", "/v2/service_instances/i", "", "empty"),
         ("PATCH", "/v2/service_instances/i", "", "empty"),
         ("PUT", "/v2/service_instances/i", "{", "not JSON"),
         ("PUT", "/v2/service_instances/i", "[1]", "not an object"),
         ("PUT", "/v2/service_instances/i", "{}", "`plan_id`"),
-        ("PUT", "/v2/service_instances/i", r#"{"service_id":"s","plan_id":"p"}"#, "`organization_guid`"),
-        ("PATCH", "/v2/service_instances/i", r#"{"plan_id":"p"}"#, "`service_id`"),
-        ("PATCH", "/v2/service_instances/i", r#"{"service_id":"s","parameters":7}"#, "`parameters`"),
+        (
+            "PUT",
+            "/v2/service_instances/i",
+            r#"{"service_id":"s","plan_id":"p"}"#,
+            "`organization_guid`",
+        ),
+        (
+            "PATCH",
+            "/v2/service_instances/i",
+            r#"{"plan_id":"p"}"#,
+            "`service_id`",
+        ),
+        (
+            "PATCH",
+            "/v2/service_instances/i",
+            r#"{"service_id":"s","parameters":7}"#,
+            "`parameters`",
+        ),
         ("PATCH", "/v2/service_instances/i", &deep, "not JSON"),
-        ("PUT", "/v2/service_instances/i/service_bindings/b", r#"{"service_id":"s"}"#, "`plan_id`"),
+        (
+            "PUT",
+            "/v2/service_instances/i/service_bindings/b",
+            r#"{"service_id":"s"}"#,
+            "`plan_id`",
+        ),
     ] {
         let reply = server.api(method, target, body).await;
         assert_eq!(reply.status, 400, "{method} {target} {body}: {reply:?}");
@@ -288,26 +462,52 @@ async fn bodies_that_are_no_request_are_400_and_name_the_field() {
         assert!(description.contains(part), "{description}");
     }
     let authorization = dev();
-    let headers = [("Authorization", authorization.as_str()), VERSION, ("Content-Type", "text/plain")];
-    let reply = server.ask("PUT", "/v2/service_instances/i", &headers, "{}").await;
+    let headers = [
+        ("Authorization", authorization.as_str()),
+        VERSION,
+        ("Content-Type", "text/plain"),
+    ];
+    let reply = server
+        .ask("PUT", "/v2/service_instances/i", &headers, "{}")
+        .await;
     assert_eq!(reply.status, 400);
-    let identity = [("Authorization", authorization.as_str()), VERSION, ("X-Broker-API-Originating-Identity", "cf nope!")];
+    let identity = [
+        ("Authorization", authorization.as_str()),
+        VERSION,
+        ("X-Broker-API-Originating-Identity", "cf nope!"),
+    ];
     for (method, target, status) in [("GET", "/v2/catalog", 400), ("POST", "/v2/catalog", 405)] {
-        assert_eq!(server.ask(method, target, &identity, "").await.status, status, "H-06 after the route");
+        assert_eq!(
+            server.ask(method, target, &identity, "").await.status,
+            status,
+            "H-06 after the route"
+        );
     }
     server.stop().await;
 }
 
 #[actix_web::test]
 async fn e11_large_bodies_are_413_before_anything_else_however_framed() {
-    let server = Server::start(Settings { max_body: 1000, ..Settings::default() });
-    let reply = server.ask("PUT", "/v2/service_instances/i", &[], &"x".repeat(1001)).await;
-    assert_eq!((reply.status, reply.refusal()["error"].clone()), (413, json!("RequestTooLarge")));
-    let reply = server.ask("PUT", "/v2/service_instances/i", &[], &"x".repeat(1000)).await;
+    let server = Server::start(Settings {
+        max_body: 1000,
+        ..Settings::default()
+    });
+    let reply = server
+        .ask("PUT", "/v2/service_instances/i", &[], &"x".repeat(1001))
+        .await;
+    assert_eq!(
+        (reply.status, reply.refusal()["error"].clone()),
+        (413, json!("RequestTooLarge"))
+    );
+    let reply = server
+        .ask("PUT", "/v2/service_instances/i", &[], &"x".repeat(1000))
+        .await;
     assert_eq!(reply.status, 401);
     let head = "PUT /v2/service_instances/i HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
     let chunk = format!("1f4\r\n{}\r\n", "x".repeat(500));
-    let reply = server.raw(format!("{head}\r\n{chunk}{chunk}{chunk}0\r\n\r\n").as_bytes()).await;
+    let reply = server
+        .raw(format!("{head}\r\n{chunk}{chunk}{chunk}0\r\n\r\n").as_bytes())
+        .await;
     assert_eq!(reply.status, 413);
     let body = r#"{"service_id":"s"}"#;
     let chunked = format!(
@@ -316,18 +516,34 @@ async fn e11_large_bodies_are_413_before_anything_else_however_framed() {
         body.len()
     );
     let reply = server.raw(chunked.as_bytes()).await;
-    assert!(reply.body.contains("`plan_id`"), "chunked bodies are read: {reply:?}");
-    let reply = server.ask("PUT", "/v2/service_instances/i", &[("Content-Length", "99999999999999")], "").await;
+    assert!(
+        reply.body.contains("`plan_id`"),
+        "chunked bodies are read: {reply:?}"
+    );
+    let reply = server
+        .ask(
+            "PUT",
+            "/v2/service_instances/i",
+            &[("Content-Length", "99999999999999")],
+            "",
+        )
+        .await;
     assert_eq!(reply.status, 413);
     server.stop().await;
 }
 
 #[actix_web::test]
 async fn h08_request_identity_comes_back_on_every_answer() {
-    let server = Server::start(Settings { max_body: 100, ..Settings::default() });
+    let server = Server::start(Settings {
+        max_body: 100,
+        ..Settings::default()
+    });
     let authorization = dev();
     let auth = ("Authorization", authorization.as_str());
-    let identity = ("X-Broker-API-Request-Identity", "id with blanks, \u{fc} and more");
+    let identity = (
+        "X-Broker-API-Request-Identity",
+        "id with blanks, \u{fc} and more",
+    );
     for (headers, target, body, status) in [
         (vec![], "/v2/catalog", "", 401),
         (vec![auth], "/v2/catalog", "", 412),
@@ -340,12 +556,30 @@ async fn h08_request_identity_comes_back_on_every_answer() {
         all.push(identity);
         let reply = server.ask("GET", target, &all, body).await;
         assert_eq!(reply.status, status, "{target}");
-        assert_eq!(reply.header("x-broker-api-request-identity"), Some(identity.1), "{target}");
+        assert_eq!(
+            reply.header("x-broker-api-request-identity"),
+            Some(identity.1),
+            "{target}"
+        );
     }
-    let reply = server.ask("PUT", "/v2/service_instances/i", &[identity], &"x".repeat(101)).await;
-    assert_eq!((reply.status, reply.header("x-broker-api-request-identity")), (413, Some(identity.1)));
+    let reply = server
+        .ask(
+            "PUT",
+            "/v2/service_instances/i",
+            &[identity],
+            &"x".repeat(101),
+        )
+        .await;
+    assert_eq!(
+        (reply.status, reply.header("x-broker-api-request-identity")),
+        (413, Some(identity.1))
+    );
     let reply = server.ask("GET", "/livez", &[], "").await;
-    assert_eq!(reply.header("x-broker-api-request-identity"), None, "not invented");
+    assert_eq!(
+        reply.header("x-broker-api-request-identity"),
+        None,
+        "not invented"
+    );
     server.stop().await;
 }
 
@@ -355,10 +589,18 @@ async fn pages_answer_without_credentials_and_under_a_policy() {
     for (target, content_type, part) in [
         ("/", "text/html; charset=utf-8", "chandler"),
         ("/livez", "application/json", "alive"),
-        ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "up 1"),
+        (
+            "/metrics",
+            "text/plain; version=0.0.4; charset=utf-8",
+            "up 1",
+        ),
         ("/openapi.json", "application/json", "/v2/catalog"),
         ("/docs/", "text/html", "swagger-ui-bundle.js"),
-        ("/docs/swagger-initializer.js", "text/javascript", "/openapi.json"),
+        (
+            "/docs/swagger-initializer.js",
+            "text/javascript",
+            "/openapi.json",
+        ),
         ("/docs/swagger-ui.css", "text/css", ".swagger-ui"),
     ] {
         let reply = server.ask("GET", target, &[], "").await;
@@ -367,20 +609,34 @@ async fn pages_answer_without_credentials_and_under_a_policy() {
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
         assert!(reply.body.contains(part), "{target}");
         if target != "/livez" {
-            assert!(reply.header("content-security-policy").unwrap().contains("default-src 'none'"));
+            assert!(
+                reply
+                    .header("content-security-policy")
+                    .unwrap()
+                    .contains("default-src 'none'")
+            );
         }
     }
     let docs = server.ask("GET", "/docs", &[], "").await;
-    assert_eq!((docs.status, docs.header("location")), (308, Some("/docs/")));
+    assert_eq!(
+        (docs.status, docs.header("location")),
+        (308, Some("/docs/"))
+    );
     let head = server.ask("HEAD", "/livez", &[], "").await;
     assert_eq!((head.status, head.body.as_str()), (200, ""));
-    assert!(head.header("content-length").is_some_and(|length| length != "0"));
+    assert!(
+        head.header("content-length")
+            .is_some_and(|length| length != "0")
+    );
     server.stop().await;
 }
 
 #[actix_web::test]
 async fn the_admin_port_serves_probes_and_nothing_else() {
-    let settings = Settings { metrics_on_main: false, ..Settings::default() };
+    let settings = Settings {
+        metrics_on_main: false,
+        ..Settings::default()
+    };
     let admin = Server::with(state(settings.clone()), configure_admin);
     assert_eq!(admin.ask("GET", "/livez", &[], "").await.status, 200);
     assert_eq!(admin.ask("GET", "/metrics", &[], "").await.body, "up 1\n");
@@ -421,7 +677,9 @@ async fn a_panic_becomes_an_answer_without_its_words() {
     let refusal = guarded(async { panic!("the insides") }).await.unwrap_err();
     assert_eq!(refusal.status().as_u16(), 500);
     assert!(!refusal.to_string().contains("insides"));
-    let error = detached::<()>(async { panic!("the insides") }).await.unwrap_err();
+    let error = detached::<()>(async { panic!("the insides") })
+        .await
+        .unwrap_err();
     assert!(!error.description.contains("insides") && error.internal.is_some());
 }
 
@@ -433,8 +691,15 @@ async fn detached_work_outlives_its_caller() {
         let _ = done.send(());
         Ok(())
     });
-    assert!(tokio::time::timeout(Duration::from_millis(1), work).await.is_err());
-    tokio::time::timeout(Duration::from_secs(5), wait).await.unwrap().unwrap();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1), work)
+            .await
+            .is_err()
+    );
+    tokio::time::timeout(Duration::from_secs(5), wait)
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 /// The document as a schema by which bodies can be checked.
@@ -465,7 +730,11 @@ fn answers_are_as_the_document_says() {
     };
     let binding = BindingView {
         credentials: Secret::from_pairs([("password", "x")]),
-        endpoints: vec![EndpointView { host: "h".into(), ports: vec!["1".into()], protocol: "tcp".into() }],
+        endpoints: vec![EndpointView {
+            host: "h".into(),
+            ports: vec!["1".into()],
+            protocol: "tcp".into(),
+        }],
         expires_at: Some(1),
         renew_before: Some(0),
         ..BindingView::default()
@@ -478,24 +747,54 @@ fn answers_are_as_the_document_says() {
         deleted: false,
         retry_after: 1,
     };
-    let accepted = Outcome::Accepted { operation: "op".into(), body: () };
+    let accepted = Outcome::Accepted {
+        operation: "op".into(),
+        body: (),
+    };
     for (name, response) in [
-        ("InstanceChangedBody", answers::instance_changed(&Outcome::Created(instance.clone()), View::NEWEST, true)),
-        ("InstanceChangedBody", answers::instance_changed(&Outcome::Done(InstanceView::default()), View::NEWEST, true)),
-        ("InstanceBody", answers::instance_fetched(&instance, View::NEWEST)),
-        ("BindingBody", answers::binding_fetched(&binding, View::NEWEST)),
-        ("BindingBody", answers::binding_fetched(&BindingView::default(), View::NEWEST)),
-        ("LastOperationBody", answers::last_operation(&operation, View::NEWEST, true, false)),
+        (
+            "InstanceChangedBody",
+            answers::instance_changed(&Outcome::Created(instance.clone()), View::NEWEST, true),
+        ),
+        (
+            "InstanceChangedBody",
+            answers::instance_changed(&Outcome::Done(InstanceView::default()), View::NEWEST, true),
+        ),
+        (
+            "InstanceBody",
+            answers::instance_fetched(&instance, View::NEWEST),
+        ),
+        (
+            "BindingBody",
+            answers::binding_fetched(&binding, View::NEWEST),
+        ),
+        (
+            "BindingBody",
+            answers::binding_fetched(&BindingView::default(), View::NEWEST),
+        ),
+        (
+            "LastOperationBody",
+            answers::last_operation(&operation, View::NEWEST, true, false),
+        ),
         ("OperationBody", answers::deleted(accepted)),
         ("EmptyBody", answers::deleted(Outcome::Done(()))),
         ("ErrorBody", Refusal::unauthorized().response(View::NEWEST)),
     ] {
         let body = body_of(response);
-        let errors: Vec<String> = validator(name).iter_errors(&body).map(|e| e.to_string()).collect();
+        let errors: Vec<String> = validator(name)
+            .iter_errors(&body)
+            .map(|e| e.to_string())
+            .collect();
         assert!(errors.is_empty(), "{name} {body}: {errors:?}");
     }
-    assert!(!validator("ErrorBody").is_valid(&json!({"error": "X"})), "the check can fail");
-    assert!(!validator("InstanceChangedBody").is_valid(&json!({"dashboard_url": null})), "no null");
+    assert!(
+        !validator("ErrorBody").is_valid(&json!({"error": "X"})),
+        "the check can fail"
+    );
+    assert!(
+        !validator("InstanceChangedBody").is_valid(&json!({"dashboard_url": null})),
+        "no null"
+    );
 }
 
 #[test]
@@ -505,25 +804,61 @@ fn the_document_lists_the_ten_calls_and_what_they_share() {
     assert!(text.ends_with("}\n"));
     let document: Value = serde_json::from_str(&text).unwrap();
     let mut calls = 0;
-    for resource in [Resource::Catalog, Resource::Instance, Resource::InstanceOperation, Resource::Binding, Resource::BindingOperation] {
+    for resource in [
+        Resource::Catalog,
+        Resource::Instance,
+        Resource::InstanceOperation,
+        Resource::Binding,
+        Resource::BindingOperation,
+    ] {
         let methods = document["paths"][resource.pattern()].as_object().unwrap();
-        for method in resource.allow().split(", ").filter(|method| *method != "HEAD") {
+        for method in resource
+            .allow()
+            .split(", ")
+            .filter(|method| *method != "HEAD")
+        {
             let operation = &methods[&method.to_ascii_lowercase()];
             calls += 1;
             assert_eq!(operation["security"], json!([{"basic": []}]));
-            for status in ["200", "400", "401", "405", "412", "413", "429", "500", "503"] {
-                assert!(operation["responses"].get(status).is_some(), "{method} {} {status}", resource.pattern());
+            for status in [
+                "200", "400", "401", "405", "412", "413", "429", "500", "503",
+            ] {
+                assert!(
+                    operation["responses"].get(status).is_some(),
+                    "{method} {} {status}",
+                    resource.pattern()
+                );
             }
-            let names: Vec<&str> = operation["parameters"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
+            let names: Vec<&str> = operation["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter_map(|p| p["name"].as_str())
+                .collect();
             assert!(names.contains(&"X-Broker-API-Version"), "{names:?}");
-            assert!(operation["responses"]["401"]["headers"].get("WWW-Authenticate").is_some());
+            assert!(
+                operation["responses"]["401"]["headers"]
+                    .get("WWW-Authenticate")
+                    .is_some()
+            );
         }
-        assert_eq!(methods.len() + 1, resource.allow().split(", ").count(), "no call beside the allowed ones");
+        assert_eq!(
+            methods.len() + 1,
+            resource.allow().split(", ").count(),
+            "no call beside the allowed ones"
+        );
     }
     assert_eq!(calls, 10);
     let requests = &document["components"]["schemas"];
-    assert_eq!(requests["ProvisionBody"]["required"], json!(["service_id", "plan_id"]));
+    assert_eq!(
+        requests["ProvisionBody"]["required"],
+        json!(["service_id", "plan_id"])
+    );
     assert_eq!(requests["UpdateBody"]["required"], json!(["service_id"]));
     assert_eq!(requests["BindBody"].get("required"), None);
-    assert_eq!(requests["ProvisionBody"].get("additionalProperties"), None, "extra members are fine (E-08)");
+    assert_eq!(
+        requests["ProvisionBody"].get("additionalProperties"),
+        None,
+        "extra members are fine (E-08)"
+    );
 }
