@@ -104,7 +104,7 @@ impl Start<'_> {
         for file in self.spec.files.iter().filter(|f| f.init_only) {
             dir.remove(&file.path).map_err(|e| trouble("remove a file of the initialisation", &e))?;
         }
-        write_into(&dir, self.spec, |_| true)?;
+        write_into(&dir, self.spec, |file| !file.init_only)?;
         let output = log.append("process.log", LOG_LIMIT).map_err(|e| trouble("open the instance's log", &e))?;
 
         (run.command, run.files) = state::hashes(self.spec);
