@@ -104,6 +104,7 @@ pub(super) fn version(binary: &Path, account: &Account) -> Option<String> {
     if nix::unistd::geteuid().is_root() {
         command.uid(account.uid).gid(account.gid);
     }
+    super::start::keep_descriptors_ours();
     let mut child = command.spawn().ok()?;
     for _ in 0..200 {
         if child.try_wait().ok()?.is_some() {

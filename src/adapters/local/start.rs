@@ -211,12 +211,21 @@ impl Start<'_> {
             .stdout(output.try_clone().map_err(broken)?)
             .stderr(output)
             .process_group(0);
+        keep_descriptors_ours();
         drop_privileges(&mut command, &self.facts.account);
         command.spawn().map_err(|e| {
             PortError::invalid(format!("{} could not be started: {e}.", self.facts.offering))
                 .with_detail(format!("{program}: {e}"))
         })
     }
+}
+
+/// Marks every descriptor but the standard three close-on-exec.
+///
+/// What we open ourselves is marked already; what whoever started the broker left open is not, and a server that
+/// outlives us would hold a build's pipe or a supervisor's socket for ever.
+pub(super) fn keep_descriptors_ours() {
+    close_fds::set_fds_cloexec(3, &[]);
 }
 
 /// Standard library order: group, then `setgroups(0)` because we are root, then user, then the directory.

@@ -2,8 +2,8 @@
 //!
 //! Servers print the offending line of their configuration, secrets included, and what they print
 //! reaches the platform's user and the log. So anything that stands in a file or environment
-//! value we wrote and looks like a secret is masked,
-//! wherever it occurs, and the text is short and free of control characters.
+//! value we wrote and looks like a secret is masked wherever it occurs, and the text is short and
+//! free of control characters.
 
 use crate::domain::manifest::ProcessSpec;
 use std::path::Path;
