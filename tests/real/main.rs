@@ -6,3 +6,4 @@
 
 mod contract;
 mod support;
+mod postgres;

@@ -1,1 +1,8 @@
 //! Credential mechanisms: how users are made and revoked on each kind of server.
+
+pub mod password;
+pub mod redis;
+pub mod sql;
+mod sql_cockroach;
+mod sql_postgres;
+mod sql_text;
