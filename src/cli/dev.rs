@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -47,6 +48,12 @@ pub(super) fn config(
     catalog_dirs: Vec<PathBuf>,
     run_as: Option<String>,
 ) -> anyhow::Result<(Config, Option<Hidden>)> {
+    // Services run as other users: they must be able to pass through, and to see nothing.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(data_dir)
+        .with_context(|| format!("the data directory {} cannot be made", data_dir.display()))?;
     let given = config::variable("CHANDLER_DEV_PASSWORD");
     let from_environment = given.as_ref().is_some_and(|g| !g.is_empty());
     let (password, _) = dev_password(data_dir, given).map_err(|why| anyhow!(why))?;

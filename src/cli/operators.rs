@@ -194,8 +194,11 @@ pub(super) async fn rekey(config: &Config) -> anyhow::Result<()> {
         .rekey()
         .await
         .map_err(|e| anyhow!("{} ({})", e.message, e.detail))?;
-    println!("{done}");
-    Ok(())
+    println!("{} sealed anew, {} were sealed with the primary key already.", done.resealed, done.current);
+    for (name, why) in &done.failed {
+        println!("could not: {name}: {why}");
+    }
+    if done.failed.is_empty() { Ok(()) } else { exit(1) }
 }
 
 pub(super) fn doctor(place: &Where) -> anyhow::Result<()> {
