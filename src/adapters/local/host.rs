@@ -156,7 +156,7 @@ impl Host {
                 }
             }
             Life::Remains => {
-                self.signal(&self.family(iid)?, Signal::SIGKILL)?;
+                signal_all(&self.family(iid)?, Signal::SIGKILL)?;
                 if !self.wait_gone(iid)? {
                     return Err(PortError::transient(format!("What is left of {} is still ending.", facts.offering)));
                 }
@@ -229,10 +229,10 @@ impl Host {
             self.memory.keep_run(iid, run)?;
         }
         if orphans || (asked && run.grace_over(now)) {
-            self.signal(&family, Signal::SIGKILL)?;
+            signal_all(&family, Signal::SIGKILL)?;
         } else if !asked {
             let signal = start::stop_signal(&run.stop).unwrap_or(Signal::SIGTERM);
-            self.signal(&procfs::roots(&family), signal)?;
+            signal_all(&procfs::roots(&family), signal)?;
         }
         self.wait_gone(iid)
     }
@@ -413,11 +413,6 @@ impl Host {
         Ok(false)
     }
 
-    /// Signals processes that were just looked up. Pids are handed out in turn, so one is not used again this soon.
-    pub fn signal(&self, processes: &[Process], signal: Signal) -> PortResult<()> {
-        processes.iter().try_for_each(|process| kill_one(process.pid, signal))
-    }
-
     /// Our children; a poisoned lock only means that a thread died, the list is still right.
     pub fn children(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<Child>>> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
@@ -464,6 +459,11 @@ impl Host {
 
 fn being_removed() -> PortError {
     PortError::new(PortErrorKind::Gone, "The instance is being removed.")
+}
+
+/// Signals processes that were just looked up. Pids are handed out in turn, so one is not used again this soon.
+pub(super) fn signal_all(processes: &[Process], signal: Signal) -> PortResult<()> {
+    processes.iter().try_for_each(|process| kill_one(process.pid, signal))
 }
 
 fn kill_one(pid: i32, signal: Signal) -> PortResult<()> {

@@ -156,7 +156,7 @@ impl LocalProvisioner {
     async fn stop_one(&self, iid: &str) -> PortResult<()> {
         // Twice the longest grace, with the half second each look takes.
         for _ in 0..2400 {
-            if self.locked(iid, 400, |host, iid| host.stop(iid)).await?.unwrap_or(false) {
+            if self.locked(iid, 400, Host::stop).await?.unwrap_or(false) {
                 return Ok(());
             }
         }

@@ -6,7 +6,7 @@
 
 use super::binaries::BARE_PATH;
 use super::files::Dir;
-use super::host::{Host, plain_or_invalid};
+use super::host::{self, Host, plain_or_invalid};
 use super::procfs::{self, Leader};
 use super::state::{self, Facts, Phase, Run};
 use super::users::Account;
@@ -143,7 +143,7 @@ impl Start<'_> {
         let status = wait(&mut child, INIT_LIMIT_MS);
         // Whatever it left running would be taken for the service later.
         let left = self.host.family(self.iid)?;
-        self.host.signal(&left, Signal::SIGKILL)?;
+        host::signal_all(&left, Signal::SIGKILL)?;
         if status.is_none() {
             let _ = child.kill();
             let _ = wait(&mut child, 2_000);

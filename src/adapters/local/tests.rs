@@ -185,14 +185,27 @@ fn redis(placement: &Map<String, Value>, extra: &str) -> ProcessSpec {
     }
 }
 
-/// Sends inline commands after logging in; returns the answers to them.
+/// Sends inline commands after logging in; returns the answers to them, once the server has loaded its data.
 fn ask(port: u16, commands: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-    write!(stream, "AUTH Secret123Secret\r\n{commands}\r\nQUIT\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        write!(stream, "AUTH Secret123Secret\r\n{commands}\r\nQUIT\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        if !answer.contains("-LOADING") {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("still loading");
+}
+
+/// Whether the key `a` still has the value the test gave it.
+#[track_caller]
+fn assert_kept(port: u16) {
+    let answer = ask(port, "GET a");
+    assert!(answer.contains("kept"), "{answer:?}");
 }
 
 /// What the engine does: look; apply when nothing is there; come back.
@@ -275,7 +288,7 @@ async fn redis_lives_dies_returns_changes_and_goes() {
     let Observation::Absent(why) = broker.observe(&i, &first).await.unwrap() else { panic!() };
     assert!(why.contains("SIGKILL"), "{why}");
     assert!(matches!(until_settled(&broker, &i, &first).await, Observation::Ready(_)));
-    assert!(ask(client, "GET a").contains("kept"));
+    assert_kept(client);
 
     // The broker restarts: the same process is found, also when its pid was never written down.
     let pid = ground.leader(&i);
@@ -309,7 +322,7 @@ async fn redis_lives_dies_returns_changes_and_goes() {
     assert!(ground.family(&i).is_empty());
     assert!(matches!(broker.observe(&i, &second).await.unwrap(), Observation::Absent(_)));
     assert!(matches!(until_settled(&broker, &i, &second).await, Observation::Ready(_)));
-    assert!(ask(client, "GET a").contains("kept"));
+    assert_kept(client);
 
     until_gone(&broker, &i).await;
     assert!(ground.family(&i).is_empty());
@@ -834,4 +847,50 @@ async fn a_pid_used_again_is_not_our_server() {
     assert!(stranger.try_wait().unwrap().is_none());
     stranger.kill().unwrap();
     stranger.wait().unwrap();
+}
+
+/// Not a test of its own: the broker that [`a_broker_killed_at_any_moment_leaves_one_whole_server`] kills.
+#[tokio::test]
+#[ignore = "runs as a process of its own, started by another test"]
+async fn broker_to_be_killed() {
+    let root = std::env::var("CHANDLER_TEST_ROOT").unwrap();
+    let broker = LocalProvisioner::new(LocalSettings::new(root)).unwrap();
+    let i = instance(1, "postgres");
+    let placement = broker.place(&i, &postgres_offering()).await.unwrap();
+    until_settled(&broker, &i, &desired(postgres(&placement, 20))).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+}
+
+#[tokio::test]
+async fn a_broker_killed_at_any_moment_leaves_one_whole_server() {
+    let ground = Ground::new();
+    let broker = ground.broker();
+    let i = instance(1, "postgres");
+    let placement = broker.place(&i, &postgres_offering()).await.unwrap();
+    let want = desired(postgres(&placement, 20));
+    drop(broker);
+    for delay in [20, 60, 150, 300, 450, 600, 900, 1300, 2500] {
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "adapters::local::tests::broker_to_be_killed"])
+            .env("CHANDLER_TEST_ROOT", ground.root())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+    }
+    let before = ground.family(&i);
+    let broker = ground.broker();
+    assert!(matches!(until_settled(&broker, &i, &want).await, Observation::Ready(_)));
+    assert_eq!(sql(port(&placement, "client"), "select 1"), "1");
+    let after = ground.family(&i);
+    assert_eq!(procfs::roots(&after).len(), 1);
+    // The last one had time to finish: what it started outlived it and was taken over, not replaced.
+    assert_eq!(procfs::roots(&before)[0].pid, procfs::roots(&after)[0].pid);
+    assert!(!ground.home(&i).join(".init").exists());
+    until_gone(&broker, &i).await;
+    assert!(ground.family(&i).is_empty());
+    assert_eq!(ground.left(), Vec::<String>::new());
 }
