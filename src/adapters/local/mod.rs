@@ -2,13 +2,13 @@
 //!
 //! Each instance is one server with its own directory, loopback ports and unprivileged user. What
 //! must stay true:
-//! - a server outlives the broker and is found again by its working directory ([`procfs`]); no pid
+//! - a server outlives the broker and is found again by its working directory (`procfs`); no pid
 //!   file is trusted, and after any crash the next call goes on from what is really there;
 //! - calls for one instance run one after the other across threads and processes: a lock file per
-//!   instance ([`lock`]) is taken before and held until the blocking work has ended, even when
+//!   instance (`lock`) is taken before and held until the blocking work has ended, even when
 //!   the caller gave up waiting, so a later `remove` always sees a finished `apply`;
 //! - no call waits for a server to become ready or to stop; each bounds its own time;
-//! - nothing the service's user can write is trusted ([`files`], [`state`]).
+//! - nothing the service's user can write is trusted (`files`, `state`).
 //!
 //! ```text
 //! <root>/<iid>/            the instance, 0700, owned by the service's user; log/process.log is its output
