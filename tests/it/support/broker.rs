@@ -274,8 +274,8 @@ impl TestBroker {
                 if lets_in && over && !*self.world.whole_list.lock().unwrap() {
                     left.push(format!("user of binding {} in state {}", b.bid, b.state));
                 }
-                let secret = self.engine.ports().secrets.get(&chandler::ports::secret_name::binding(&i.iid, &b.bid));
-                if over && secret.await.unwrap().is_some() {
+                let name = chandler::ports::secret_name::binding(&i.iid, &b.bid);
+                if over && self.engine.ports().secrets.get(&name).await.unwrap().is_some() {
                     left.push(format!("secret of binding {} in state {}", b.bid, b.state));
                 }
             }
