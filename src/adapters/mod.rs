@@ -1,3 +1,4 @@
 //! The concrete ends behind the ports. Adapters never import one another; only `app` names them.
 
+pub mod catalog_dir;
 pub mod credentials;

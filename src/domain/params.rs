@@ -224,7 +224,7 @@ mod tests {
             (json!({"name": "ab", "max_connections": 5000}), "parameters.max_connections: 5000 is more than the maximum 1000"),
             (json!({"name": "ab", "max_connections": 1}), "parameters.max_connections: 1 is less than the minimum 10"),
             (json!({"name": "ab", "max_connections": "100"}), "parameters.max_connections: \"100\" is not an integer"),
-            (json!({"name": "ab", "max_connections": 1.5}), "parameters.max_connections: 1.5 is not an integer"),
+            (json!({"name": "ab", "max_connections": 15.5}), "parameters.max_connections: 15.5 is not an integer"),
             (json!({"name": "ab", "max_connections": null}), "parameters.max_connections: null is not an integer"),
             (json!({"name": "ab", "policy": "x"}), "parameters.policy: \"x\" is not one of \"lru\", \"lfu\""),
             (json!({"name": "ab", "ratio": 0}), "parameters.ratio: 0 is not more than 0"),

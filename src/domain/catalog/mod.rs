@@ -214,5 +214,3 @@ impl Catalog {
     }
 }
 
-#[cfg(test)]
-mod tests;
