@@ -390,3 +390,133 @@ fn canonical(value: &Value, text: &mut String) {
         other => text.push_str(&other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+    use crate::domain::catalog::{Catalog, KnownMechanisms, ProcessTemplate, Sources};
+    use crate::domain::expr::Template;
+    use std::sync::Arc;
+
+    fn offering() -> (Offering, Arc<Plan>) {
+        let sources = Sources::from_iter([
+            (
+                "catalog/s/offering.yaml".to_owned(),
+                "id: 11111111-1111-4111-8111-111111111111\nname: s\ndescription: S\nruns_on: [kubernetes]\n".to_owned(),
+            ),
+            (
+                "plans/s/p.yaml".to_owned(),
+                "id: 22222222-2222-4222-8222-222222222222\nname: p\ndescription: P\nvalues: {n: 3}\n".to_owned(),
+            ),
+        ]);
+        let catalog = Catalog::load(&sources, &KnownMechanisms).unwrap();
+        let offering = (*catalog.offerings[0]).clone();
+        let plan = offering.plans[0].clone();
+        (offering, plan)
+    }
+
+    fn with_process(spec: Value) -> (Offering, Arc<Plan>) {
+        let (mut offering, plan) = offering();
+        offering.process = Some(ProcessTemplate {
+            user: vec!["nobody".into()],
+            binaries: BTreeMap::new(),
+            install: String::new(),
+            ports: vec!["client".into()],
+            spec: Template::compile(spec).unwrap(),
+        });
+        (offering, plan)
+    }
+
+    fn rendered(spec: Value, port: u16) -> Result<Desired, ExprError> {
+        let (offering, plan) = with_process(spec);
+        let placement = Map::from_iter([("ports".to_owned(), json!({"client": port}))]);
+        let scope = instance_scope("iid", "cf", &offering, &plan, &Map::new(), &placement);
+        let admin = Secret::from_pairs([("password", "hunter2hunter2")]);
+        render(&offering, &plan, &scope, &admin, &Secret::default())
+    }
+
+    #[test]
+    fn numbers_in_arguments_and_environment_become_text() {
+        let spec = json!({
+            "command": ["/b", "${ports.client}", "${plan.n}"], "env": {"N": "${plan.n}", "ON": "${plan.n > 2}"},
+            "ready": {"tcp": "client"},
+        });
+        let desired = rendered(spec, 4000).unwrap();
+        let process = desired.process.unwrap();
+        assert_eq!(process.command, ["/b", "4000", "3"]);
+        assert_eq!(process.env["ON"], "true");
+        assert_eq!((process.user, process.ports), (vec!["nobody".to_owned()], vec!["client".to_owned()]));
+    }
+
+    #[test]
+    fn the_hash_follows_what_is_rendered() {
+        let spec = || json!({"command": ["/b", "${ports.client}"], "ready": {"tcp": "client"}});
+        let hash = |port| rendered(spec(), port).unwrap().hash;
+        assert_eq!(hash(4000), hash(4000));
+        assert_ne!(hash(4000), hash(4001));
+        assert_eq!(hash(4000).len(), 64);
+    }
+
+    #[test]
+    fn errors_say_where_and_never_a_secret() {
+        for (spec, path) in [
+            (json!({"command": ["/b"], "ready": {"tcp": "${admin}"}}), "process.ready.tcp"),
+            (json!({"command": "${admin.password}", "ready": {"tcp": "c"}}), "process.command"),
+            (json!({"command": ["/b"], "change": "${admin.password}", "ready": {"tcp": "c"}}), "process.change"),
+            (json!({"command": ["/b"], "stop": {"grace": "${admin.password}"}, "ready": {"tcp": "c"}}), "process.stop.grace"),
+            (json!({"command": ["/b"], "files": [{"path": "a", "content": "${admin.nope}"}]}), "process.files[0].content"),
+            (json!({"command": ["/b"]}), "process"),
+        ] {
+            let error = rendered(spec.clone(), 1).expect_err("fails");
+            assert_eq!(error.path, path, "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nulls_are_left_out_of_credentials_at_every_depth() {
+        let binding = BindingTemplate {
+            mechanism: "sql".into(),
+            settings: Template::compile(json!({"n": "${plan.n}"})).unwrap(),
+            endpoint: "client".into(),
+            default_role: "owner".into(),
+            roles: vec!["owner".into()],
+            credentials: Template::compile(json!({
+                "password": "${user.password}", "none": "${null}", "in": {"none": null, "list": [null, 1]}, "role": "${role}",
+                "monitor": "${endpoints.monitor.port}", "iid": "${instance.iid}",
+            }))
+            .unwrap(),
+            endpoints: Template::compile(json!([
+                {"host": "${endpoint.host}", "ports": ["${endpoint.port}", "9000-9010"]},
+                {"host": "h", "ports": ["1"], "protocol": "udp"},
+            ]))
+            .unwrap(),
+            requires_app: false,
+        };
+        let (offering, plan) = offering();
+        let client = Endpoint { name: "client".into(), host: "127.0.0.1".into(), port: 5432 };
+        let monitor = Endpoint { name: "monitor".into(), host: "127.0.0.1".into(), port: 8222 };
+        let settings = settings(&binding, &plan, &Map::new()).unwrap();
+        assert_eq!(settings["n"], json!(3));
+        let scope = binding_scope(&BindingFacts {
+            iid: "iid",
+            offering: &offering,
+            plan: &plan,
+            params: &Map::new(),
+            role: "owner",
+            endpoint: &client,
+            endpoints: &[client.clone(), monitor],
+            settings: &settings,
+            user: &Secret::from_pairs([("password", "p")]),
+        });
+        let (credentials, endpoints) = binding_credentials(&binding, &scope).unwrap();
+        assert_eq!(
+            Value::Object(credentials.expose().clone()),
+            json!({"password": "p", "in": {"list": [1]}, "role": "owner", "monitor": 8222, "iid": "iid"})
+        );
+        assert_eq!(endpoints[0].ports, ["5432", "9000-9010"]);
+        assert_eq!((endpoints[0].protocol.as_str(), endpoints[1].protocol.as_str()), ("tcp", "udp"));
+    }
+}

@@ -229,7 +229,7 @@ mod tests {
             (json!({"name": "ab", "policy": "x"}), "parameters.policy: \"x\" is not one of \"lru\", \"lfu\""),
             (json!({"name": "ab", "ratio": 0}), "parameters.ratio: 0 is not more than 0"),
             (json!({"name": "ab", "ratio": 1}), "parameters.ratio: 1 is not less than 1"),
-            (json!({"name": "ab", "on": 1}), "parameters.on: 1 is not a boolean or null"),
+            (json!({"name": "ab", "on": 1}), "parameters.on: 1 is not null or a boolean"),
             (json!({"name": "root"}), "parameters.name: \"root\" is not allowed"),
             (json!({"name": "a"}), "parameters.name: is shorter than 2 characters"),
             (json!({"name": "A1"}), "parameters.name: \"A1\" does not have the form ^[a-z]+$"),

@@ -34,7 +34,8 @@ fn the_shipped_catalog_is_right_and_has_seven_services() {
     let names: Vec<&str> = catalog.offerings.iter().map(|o| o.name.as_str()).collect();
     assert_eq!(names, ["cassandra", "cockroachdb", "couchdb", "minio", "nats", "postgres", "redis"]);
     for offering in &catalog.offerings {
-        assert_eq!(offering.plans.len(), 3, "{}", offering.name);
+        let plans: Vec<&str> = offering.plans.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(plans, ["small", "medium", "large"], "{}", offering.name);
         assert!(offering.metadata["imageUrl"].as_str().unwrap().len() < 2_800, "{}", offering.name);
         let small = offering.plans.iter().find(|p| p.name == "small").unwrap();
         assert_eq!(small.runs_on.contains(&"local".to_owned()), offering.name != "cockroachdb");

@@ -163,11 +163,12 @@ fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Prob
         .map(|text| binding(&folder.file("binding.yaml"), text, mechanisms, problems));
     let objects = objects(&folder, problems);
     let templates = SchemaTemplates::read(&folder, problems);
-    let raw_plans: Vec<(&str, Option<raw::Plan>)> = folder
+    let mut raw_plans: Vec<(&str, Option<raw::Plan>)> = folder
         .plans
         .iter()
         .map(|(name, text)| (*name, parsed::<raw::Plan>(&folder.plan_file(name), text, problems)))
         .collect();
+    raw_plans.sort_by_key(|(_, plan)| plan.as_ref().map_or(0, |plan| plan.order));
     if raw_plans.is_empty() {
         problems.add(
             &folder.file("offering.yaml"),

@@ -214,3 +214,6 @@ impl Catalog {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -42,8 +42,13 @@ pub(super) fn parameters(schema: &Schema, examples: &[&Map<String, Value>]) -> V
         }
     }
     all.extend(examples.iter().map(|example| params::with_defaults(schema, example)));
-    all.retain(|params| schema.validator.is_valid(&Value::Object(params.clone())));
-    all
+    let mut distinct: Vec<Map<String, Value>> = Vec::new();
+    for params in all {
+        if !distinct.contains(&params) && schema.validator.is_valid(&Value::Object(params.clone())) {
+            distinct.push(params);
+        }
+    }
+    distinct
 }
 
 /// Values at the edges of what a property takes; some may break its other rules.
