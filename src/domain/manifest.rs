@@ -27,7 +27,9 @@ pub struct Desired {
 
 impl fmt::Debug for Desired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Desired").field("hash", &self.hash).finish_non_exhaustive()
+        f.debug_struct("Desired")
+            .field("hash", &self.hash)
+            .finish_non_exhaustive()
     }
 }
 
@@ -178,15 +180,31 @@ pub fn render(
     };
     let mut objects = Vec::with_capacity(offering.objects.len());
     for (i, template) in offering.objects.iter().enumerate() {
-        objects.push(template.fill(&scope).map_err(|e| below(&format!("objects[{i}]"), e))?);
+        objects.push(
+            template
+                .fill(&scope)
+                .map_err(|e| below(&format!("objects[{i}]"), e))?,
+        );
     }
     let hash = hash(process.as_ref(), &objects);
-    Ok(Desired { process, objects, hash })
+    Ok(Desired {
+        process,
+        objects,
+        hash,
+    })
 }
 
 /// Fills `settings` of a `binding.yaml`. The scope is an instance's; `plan` is added here, secrets are not to be had.
-pub fn settings(binding: &BindingTemplate, plan: &Plan, scope: &Scope) -> Result<Map<String, Value>, ExprError> {
-    match binding.settings.fill(&with_plan(scope, plan)).map_err(|e| below("settings", e))? {
+pub fn settings(
+    binding: &BindingTemplate,
+    plan: &Plan,
+    scope: &Scope,
+) -> Result<Map<String, Value>, ExprError> {
+    match binding
+        .settings
+        .fill(&with_plan(scope, plan))
+        .map_err(|e| below("settings", e))?
+    {
         Value::Object(settings) => Ok(settings),
         _ => Err(error("settings", "must be a map")),
     }
@@ -218,9 +236,16 @@ pub struct BindingFacts<'a> {
 /// The scope of a binding's expressions. `endpoints` is a map by name: `endpoints.monitor.port`.
 pub fn binding_scope(facts: &BindingFacts<'_>) -> Scope {
     let endpoint = |e: &Endpoint| json!({"name": e.name, "host": e.host, "port": e.port});
-    let endpoints: Map<String, Value> = facts.endpoints.iter().map(|e| (e.name.clone(), endpoint(e))).collect();
+    let endpoints: Map<String, Value> = facts
+        .endpoints
+        .iter()
+        .map(|e| (e.name.clone(), endpoint(e)))
+        .collect();
     Map::from_iter([
-        ("instance".to_owned(), instance(facts.iid, facts.offering, facts.plan)),
+        (
+            "instance".to_owned(),
+            instance(facts.iid, facts.offering, facts.plan),
+        ),
         ("plan".to_owned(), Value::Object(facts.plan.values.clone())),
         ("params".to_owned(), Value::Object(facts.params.clone())),
         ("role".to_owned(), facts.role.into()),
@@ -238,7 +263,10 @@ pub fn binding_credentials(
     binding: &BindingTemplate,
     scope: &Scope,
 ) -> Result<(Secret, Vec<EndpointView>), ExprError> {
-    let mut credentials = binding.credentials.fill(scope).map_err(|e| below("credentials", e))?;
+    let mut credentials = binding
+        .credentials
+        .fill(scope)
+        .map_err(|e| below("credentials", e))?;
     drop_nulls(&mut credentials);
     let Value::Object(credentials) = credentials else {
         return Err(error("credentials", "must be a map"));
@@ -257,7 +285,12 @@ fn view(endpoint: &Value) -> Result<EndpointView, &'static str> {
         return Err("needs a host");
     }
     let mut ports = Vec::new();
-    for port in endpoint.get("ports").and_then(Value::as_array).into_iter().flatten() {
+    for port in endpoint
+        .get("ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let text = match port {
             Value::Number(number) => number.to_string(),
             Value::String(text) => text.clone(),
@@ -276,7 +309,10 @@ fn view(endpoint: &Value) -> Result<EndpointView, &'static str> {
     if ports.is_empty() {
         return Err("needs at least one port");
     }
-    let protocol = endpoint.get("protocol").map_or(Some("tcp"), Value::as_str).unwrap_or_default();
+    let protocol = endpoint
+        .get("protocol")
+        .map_or(Some("tcp"), Value::as_str)
+        .unwrap_or_default();
     if !["tcp", "udp", "all"].contains(&protocol) {
         return Err("protocol must be tcp, udp or all");
     }
@@ -404,11 +440,13 @@ mod tests {
         let sources = Sources::from_iter([
             (
                 "catalog/s/offering.yaml".to_owned(),
-                "id: 11111111-1111-4111-8111-111111111111\nname: s\ndescription: S\nruns_on: [kubernetes]\n".to_owned(),
+                "id: 11111111-1111-4111-8111-111111111111\nname: s\ndescription: S\nruns_on: [kubernetes]\n"
+                    .to_owned(),
             ),
             (
                 "plans/s/p.yaml".to_owned(),
-                "id: 22222222-2222-4222-8222-222222222222\nname: p\ndescription: P\nvalues: {n: 3}\n".to_owned(),
+                "id: 22222222-2222-4222-8222-222222222222\nname: p\ndescription: P\nvalues: {n: 3}\n"
+                    .to_owned(),
             ),
         ]);
         let catalog = Catalog::load(&sources, &KnownMechanisms).unwrap();
@@ -447,7 +485,10 @@ mod tests {
         let process = desired.process.unwrap();
         assert_eq!(process.command, ["/b", "4000", "3"]);
         assert_eq!(process.env["ON"], "true");
-        assert_eq!((process.user, process.ports), (vec!["nobody".to_owned()], vec!["client".to_owned()]));
+        assert_eq!(
+            (process.user, process.ports),
+            (vec!["nobody".to_owned()], vec!["client".to_owned()])
+        );
     }
 
     #[test]
@@ -462,11 +503,26 @@ mod tests {
     #[test]
     fn errors_say_where_and_never_a_secret() {
         for (spec, path) in [
-            (json!({"command": ["/b"], "ready": {"tcp": "${admin}"}}), "process.ready.tcp"),
-            (json!({"command": "${admin.password}", "ready": {"tcp": "c"}}), "process.command"),
-            (json!({"command": ["/b"], "change": "${admin.password}", "ready": {"tcp": "c"}}), "process.change"),
-            (json!({"command": ["/b"], "stop": {"grace": "${admin.password}"}, "ready": {"tcp": "c"}}), "process.stop.grace"),
-            (json!({"command": ["/b"], "files": [{"path": "a", "content": "${admin.nope}"}]}), "process.files[0].content"),
+            (
+                json!({"command": ["/b"], "ready": {"tcp": "${admin}"}}),
+                "process.ready.tcp",
+            ),
+            (
+                json!({"command": "${admin.password}", "ready": {"tcp": "c"}}),
+                "process.command",
+            ),
+            (
+                json!({"command": ["/b"], "change": "${admin.password}", "ready": {"tcp": "c"}}),
+                "process.change",
+            ),
+            (
+                json!({"command": ["/b"], "stop": {"grace": "${admin.password}"}, "ready": {"tcp": "c"}}),
+                "process.stop.grace",
+            ),
+            (
+                json!({"command": ["/b"], "files": [{"path": "a", "content": "${admin.nope}"}]}),
+                "process.files[0].content",
+            ),
             (json!({"command": ["/b"]}), "process"),
         ] {
             let error = rendered(spec.clone(), 1).expect_err("fails");
@@ -496,8 +552,16 @@ mod tests {
             requires_app: false,
         };
         let (offering, plan) = offering();
-        let client = Endpoint { name: "client".into(), host: "127.0.0.1".into(), port: 5432 };
-        let monitor = Endpoint { name: "monitor".into(), host: "127.0.0.1".into(), port: 8222 };
+        let client = Endpoint {
+            name: "client".into(),
+            host: "127.0.0.1".into(),
+            port: 5432,
+        };
+        let monitor = Endpoint {
+            name: "monitor".into(),
+            host: "127.0.0.1".into(),
+            port: 8222,
+        };
         let settings = settings(&binding, &plan, &Map::new()).unwrap();
         assert_eq!(settings["n"], json!(3));
         let scope = binding_scope(&BindingFacts {
@@ -517,6 +581,9 @@ mod tests {
             json!({"password": "p", "in": {"list": [1]}, "role": "owner", "monitor": 8222, "iid": "iid"})
         );
         assert_eq!(endpoints[0].ports, ["5432", "9000-9010"]);
-        assert_eq!((endpoints[0].protocol.as_str(), endpoints[1].protocol.as_str()), ("tcp", "udp"));
+        assert_eq!(
+            (endpoints[0].protocol.as_str(), endpoints[1].protocol.as_str()),
+            ("tcp", "udp")
+        );
     }
 }

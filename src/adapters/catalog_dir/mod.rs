@@ -6,7 +6,7 @@
 
 mod shipped;
 
-pub use shipped::shipped;
+pub use shipped::embedded;
 
 use crate::domain::catalog::Sources;
 use sha2::{Digest, Sha256};
@@ -39,7 +39,10 @@ pub fn read(dirs: &[PathBuf]) -> io::Result<Sources> {
 fn text(file: &Path) -> io::Result<String> {
     let length = at(file, fs::metadata(file))?.len();
     if length > MAX_FILE {
-        return Err(invalid(file, &format!("has {length} bytes; a catalog file may have {MAX_FILE}")));
+        return Err(invalid(
+            file,
+            &format!("has {length} bytes; a catalog file may have {MAX_FILE}"),
+        ));
     }
     let bytes = at(file, fs::read(file))?;
     String::from_utf8(bytes).map_err(|_| invalid(file, "is not UTF-8 text"))
@@ -85,7 +88,10 @@ fn walk(dir: &Path, prefix: &str, depth: usize, files: &mut BTreeMap<String, Pat
             walk(&path, &within, depth + 1, files)?;
         } else if kind.is_file() {
             if files.len() >= MAX_FILES && !files.contains_key(&within) {
-                return Err(invalid(&path, &format!("is one too many: a catalog may have {MAX_FILES} files")));
+                return Err(invalid(
+                    &path,
+                    &format!("is one too many: a catalog may have {MAX_FILES} files"),
+                ));
             }
             files.insert(within, path);
         }
@@ -98,7 +104,10 @@ fn at<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
 }
 
 fn invalid(path: &Path, message: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{} {message}", path.display()))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{} {message}", path.display()),
+    )
 }
 
 /// Path → length and time of change: cheap to take, different when something was written.

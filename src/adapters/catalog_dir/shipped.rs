@@ -7,7 +7,10 @@ use crate::domain::catalog::Sources;
 
 macro_rules! shipped {
     ($path:literal) => {
-        ($path, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $path)))
+        (
+            $path,
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $path)),
+        )
     };
 }
 
@@ -81,7 +84,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// The shipped catalog: seven services with their plans.
-pub fn shipped() -> Sources {
+pub fn embedded() -> Sources {
     FILES
         .iter()
         .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))

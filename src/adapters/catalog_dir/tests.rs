@@ -22,7 +22,7 @@ fn loaded(sources: &Sources) -> Catalog {
 #[test]
 fn what_is_compiled_in_is_what_lies_in_the_folders() {
     let here = read(&[PathBuf::from(env!("CARGO_MANIFEST_DIR"))]).unwrap();
-    let compiled = shipped();
+    let compiled = embedded();
     let missing: Vec<&String> = here.keys().filter(|path| !compiled.contains_key(*path)).collect();
     assert!(missing.is_empty(), "add to shipped.rs: {missing:?}");
     assert_eq!(here, compiled);
@@ -30,30 +30,64 @@ fn what_is_compiled_in_is_what_lies_in_the_folders() {
 
 #[test]
 fn the_shipped_catalog_is_right_and_has_seven_services() {
-    let catalog = loaded(&shipped());
+    let catalog = loaded(&embedded());
     let names: Vec<&str> = catalog.offerings.iter().map(|o| o.name.as_str()).collect();
-    assert_eq!(names, ["cassandra", "cockroachdb", "couchdb", "minio", "nats", "postgres", "redis"]);
+    assert_eq!(
+        names,
+        [
+            "cassandra",
+            "cockroachdb",
+            "couchdb",
+            "minio",
+            "nats",
+            "postgres",
+            "redis"
+        ]
+    );
     for offering in &catalog.offerings {
         let plans: Vec<&str> = offering.plans.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(plans, ["small", "medium", "large"], "{}", offering.name);
-        assert!(offering.metadata["imageUrl"].as_str().unwrap().len() < 2_800, "{}", offering.name);
+        assert!(
+            offering.metadata["imageUrl"].as_str().unwrap().len() < 2_800,
+            "{}",
+            offering.name
+        );
         let small = offering.plans.iter().find(|p| p.name == "small").unwrap();
-        assert_eq!(small.runs_on.contains(&"local".to_owned()), offering.name != "cockroachdb");
+        assert_eq!(
+            small.runs_on.contains(&"local".to_owned()),
+            offering.name != "cockroachdb"
+        );
         assert!(offering.plans.iter().all(|p| p.binding_rotatable && p.bindable));
     }
 }
 
 #[test]
 fn every_shipped_small_plan_renders_to_a_process() {
-    let catalog = loaded(&shipped());
+    let catalog = loaded(&embedded());
     for offering in catalog.offerings.iter().filter(|o| o.process.is_some()) {
         let plan = offering.plans.iter().find(|p| p.name == "small").unwrap();
         let process = offering.process.as_ref().unwrap();
-        let bin: Map<String, Value> = process.binaries.keys().map(|n| (n.clone(), json!(format!("/b/{n}")))).collect();
-        let ports: Map<String, Value> = process.ports.iter().zip(4000..).map(|(n, p)| (n.clone(), json!(p))).collect();
+        let bin: Map<String, Value> = process
+            .binaries
+            .keys()
+            .map(|n| (n.clone(), json!(format!("/b/{n}"))))
+            .collect();
+        let ports: Map<String, Value> = process
+            .ports
+            .iter()
+            .zip(4000..)
+            .map(|(n, p)| (n.clone(), json!(p)))
+            .collect();
         let placement = json!({"bin": bin, "ports": ports, "dirs": {"root": "/i", "init": "/i/.init"}, "host": "127.0.0.1"});
         let params = crate::domain::params::with_defaults(&plan.schemas.create, &Map::new());
-        let scope = manifest::instance_scope("iid", "cf", offering, plan, &params, placement.as_object().unwrap());
+        let scope = manifest::instance_scope(
+            "iid",
+            "cf",
+            offering,
+            plan,
+            &params,
+            placement.as_object().unwrap(),
+        );
         let mechanism = &offering.binding.as_ref().unwrap().mechanism;
         let admin = Secret::new(KnownMechanisms.sample_admin(mechanism));
         let generated = Secret::from_pairs(offering.generated.keys().map(|n| (n.clone(), "g".repeat(32))));
@@ -66,7 +100,11 @@ fn every_shipped_small_plan_renders_to_a_process() {
         let text = serde_json::to_string(spec).unwrap();
         assert!(!text.contains("${"), "{}: {text}", offering.name);
         for line in spec.files.iter().flat_map(|f| f.content.lines()) {
-            assert!(!line.ends_with(' ') || line.starts_with("log_line"), "{}: {line:?}", offering.name);
+            assert!(
+                !line.ends_with(' ') || line.starts_with("log_line"),
+                "{}: {line:?}",
+                offering.name
+            );
         }
     }
 }
@@ -84,18 +122,34 @@ fn an_eighth_service_of_a_known_mechanism_needs_no_rust() {
         "plans/warehouse/tiny.yaml",
         "id: 0c0f8a64-7a35-4a0e-9f5e-55a1f2f7a9e2\nname: tiny\ndescription: Tiny\nvalues: {memory: 128Mi, max_connections: 30, default_connections: 25, connections_per_binding: 5}\n",
     );
-    let shipped = shipped();
-    for file in ["process.yaml", "binding.yaml", "create.schema.json", "update.schema.json", "bind.schema.json"] {
-        write(own.path(), &format!("catalog/warehouse/{file}"), &shipped[&format!("catalog/postgres/{file}")]);
+    let shipped = embedded();
+    for file in [
+        "process.yaml",
+        "binding.yaml",
+        "create.schema.json",
+        "update.schema.json",
+        "bind.schema.json",
+    ] {
+        write(
+            own.path(),
+            &format!("catalog/warehouse/{file}"),
+            &shipped[&format!("catalog/postgres/{file}")],
+        );
     }
     let mut sources = shipped;
     sources.extend(read(&[own.path().to_owned()]).unwrap());
     let catalog = loaded(&sources);
     let (offering, plan) = catalog
-        .plan("5b0f4d53-2b9c-4df3-8f0a-0b7a3f9d2c11", "0c0f8a64-7a35-4a0e-9f5e-55a1f2f7a9e2")
+        .plan(
+            "5b0f4d53-2b9c-4df3-8f0a-0b7a3f9d2c11",
+            "0c0f8a64-7a35-4a0e-9f5e-55a1f2f7a9e2",
+        )
         .unwrap();
     assert_eq!(offering.binding.as_ref().unwrap().mechanism, "sql");
-    assert_eq!(plan.schemas.create.json["properties"]["max_connections"]["maximum"], json!(30));
+    assert_eq!(
+        plan.schemas.create.json["properties"]["max_connections"]["maximum"],
+        json!(30)
+    );
     let served = catalog.served(&|offering, _| offering.name == "warehouse");
     assert_eq!(served["services"].as_array().unwrap().len(), 1);
     assert_eq!(served["services"][0]["bindable"], json!(true));
@@ -115,7 +169,11 @@ fn reading_takes_later_roots_over_earlier_and_passes_hidden_files() {
     let all: Vec<(&str, &str)> = sources.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(
         all,
-        [("catalog/a/objects/x.yaml", "x"), ("catalog/a/offering.yaml", "2"), ("plans/a/p.yaml", "p")]
+        [
+            ("catalog/a/objects/x.yaml", "x"),
+            ("catalog/a/offering.yaml", "2"),
+            ("plans/a/p.yaml", "p")
+        ]
     );
 }
 
@@ -124,9 +182,16 @@ fn a_config_map_mount_is_read_through_its_links() {
     let root = tempfile::tempdir().unwrap();
     write(root.path(), "catalog/a/..2026/offering.yaml", "1");
     std::os::unix::fs::symlink("..2026", root.path().join("catalog/a/..data")).unwrap();
-    std::os::unix::fs::symlink("..data/offering.yaml", root.path().join("catalog/a/offering.yaml")).unwrap();
+    std::os::unix::fs::symlink(
+        "..data/offering.yaml",
+        root.path().join("catalog/a/offering.yaml"),
+    )
+    .unwrap();
     let sources = read(&[root.path().to_owned()]).unwrap();
-    assert_eq!(sources.into_iter().collect::<Vec<_>>(), [("catalog/a/offering.yaml".to_owned(), "1".to_owned())]);
+    assert_eq!(
+        sources.into_iter().collect::<Vec<_>>(),
+        [("catalog/a/offering.yaml".to_owned(), "1".to_owned())]
+    );
 }
 
 #[test]

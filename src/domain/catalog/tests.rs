@@ -78,7 +78,10 @@ fn sources() -> Sources {
         ("catalog/store/bind.schema.json", BIND),
         ("catalog/store/process.yaml", PROCESS),
         ("catalog/store/binding.yaml", BINDING),
-        ("catalog/store/icon.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\"/>"),
+        (
+            "catalog/store/icon.svg",
+            "<svg xmlns=\"http://www.w3.org/2000/svg\"/>",
+        ),
         ("catalog/README.md", "words"),
         ("plans/store/small.yaml", SMALL),
         ("plans/store/large.yaml", LARGE),
@@ -91,7 +94,10 @@ fn sources() -> Sources {
 fn problems(sources: &Sources) -> String {
     match Catalog::load(sources, &KnownMechanisms) {
         Ok(_) => String::new(),
-        Err(problems) => problems.iter().map(|p| format!("{p}\n")).collect(),
+        Err(problems) => problems
+            .iter()
+            .flat_map(|p| [p.to_string(), "\n".into()])
+            .collect(),
     }
 }
 
@@ -110,10 +116,17 @@ fn changed(file: &str, from: &str, to: &str) -> Sources {
 
 #[test]
 fn every_check_has_an_example_that_fails_it() {
-    let (o, s, l) = ("catalog/store/offering.yaml", "plans/store/small.yaml", "plans/store/large.yaml");
+    let (o, s, l) = (
+        "catalog/store/offering.yaml",
+        "plans/store/small.yaml",
+        "plans/store/large.yaml",
+    );
     let (p, b) = ("catalog/store/process.yaml", "catalog/store/binding.yaml");
-    let (c, u, bs) =
-        ("catalog/store/create.schema.json", "catalog/store/update.schema.json", "catalog/store/bind.schema.json");
+    let (c, u, bs) = (
+        "catalog/store/create.schema.json",
+        "catalog/store/update.schema.json",
+        "catalog/store/bind.schema.json",
+    );
     let long = |n: usize| "x".repeat(n);
     let table: Vec<(&str, &str, String, &str)> = vec![
         // Form.
@@ -237,7 +250,10 @@ fn every_check_has_an_example_that_fails_it() {
     for (file, from, to, expected) in table {
         let found = problems(&changed(file, from, &to));
         let to: String = to.chars().take(100).collect();
-        assert!(found.contains(expected), "{file}: {from} -> {to}\nexpected {expected}, found:\n{found}");
+        assert!(
+            found.contains(expected),
+            "{file}: {from} -> {to}\nexpected {expected}, found:\n{found}"
+        );
     }
 }
 
@@ -250,13 +266,20 @@ fn a_plan_without_what_it_needs_is_refused() {
     ] {
         let mut sources = sources();
         if missing.ends_with("binding.yaml") {
-            sources.insert("plans/store/small.yaml".into(), format!("{SMALL}bindable: true\n"));
+            sources.insert(
+                "plans/store/small.yaml".into(),
+                format!("{SMALL}bindable: true\n"),
+            );
             // Without a mechanism there are no admin secrets either.
             let process = PROCESS.replace("${admin.password}", "");
             sources.insert("catalog/store/process.yaml".into(), process);
         }
         sources.remove(missing);
-        assert!(problems(&sources).contains(expected), "{missing}: {}", problems(&sources));
+        assert!(
+            problems(&sources).contains(expected),
+            "{missing}: {}",
+            problems(&sources)
+        );
     }
 }
 
@@ -265,9 +288,15 @@ fn all_problems_come_at_once_in_file_order() {
     let mut sources = changed("catalog/store/offering.yaml", "name: store", "name: my store");
     sources.insert("plans/store/zeta.yaml".into(), "id: 1".into());
     sources.insert("catalog/store/what.txt".into(), String::new());
-    sources.insert("catalog/store/bind.schema.json".into(), BIND.replace("draft-04", "draft-06"));
+    sources.insert(
+        "catalog/store/bind.schema.json".into(),
+        BIND.replace("draft-04", "draft-06"),
+    );
     let found = problems(&sources);
-    let files: Vec<&str> = found.lines().map(|line| line.split(':').next().unwrap()).collect();
+    let files: Vec<&str> = found
+        .lines()
+        .map(|line| line.split(':').next().unwrap())
+        .collect();
     let mut sorted = files.clone();
     sorted.sort_unstable();
     assert_eq!(files, sorted, "{found}");
@@ -279,7 +308,8 @@ fn all_problems_come_at_once_in_file_order() {
 #[test]
 fn pinned_images_and_several_documents_are_fine() {
     let digest = "a".repeat(64);
-    let text = format!("kind: A\nimage: store@sha256:{digest}\n---\nkind: B\nname: '${{dns_name(instance.iid)}}'\n");
+    let text =
+        format!("kind: A\nimage: store@sha256:{digest}\n---\nkind: B\nname: '${{dns_name(instance.iid)}}'\n");
     let sources = changed("catalog/store/objects/a.yaml", "", &text);
     assert_eq!(problems(&sources), "");
     let catalog = Catalog::load(&sources, &KnownMechanisms).unwrap();
@@ -302,25 +332,54 @@ impl Mechanisms for OnlySql {
 fn settings_are_checked_by_registered_mechanisms_only() {
     assert!(Catalog::load(&sources(), &OnlySql).is_ok());
     let mut sources = changed("catalog/store/binding.yaml", "redis", "sql");
-    sources.insert("catalog/store/process.yaml".into(), PROCESS.replace("password_sha256", "password"));
+    sources.insert(
+        "catalog/store/process.yaml".into(),
+        PROCESS.replace("password_sha256", "password"),
+    );
     let found = Catalog::load(&sources, &OnlySql).unwrap_err();
-    assert_eq!(found[0].to_string(), "catalog/store/binding.yaml: settings: plan large: size: unknown");
+    assert_eq!(
+        found[0].to_string(),
+        "catalog/store/binding.yaml: settings: plan large: size: unknown"
+    );
 }
 
 #[test]
 fn plan_values_lie_over_offering_values_and_schemas_follow() {
     let catalog = Catalog::load(&sources(), &KnownMechanisms).unwrap();
-    let (offering, small) =
-        catalog.plan("11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222").unwrap();
-    assert_eq!(Value::Object(small.values.clone()), json!({"size": 1, "nested": {"a": 1, "b": 3}, "limit": 5}));
-    assert_eq!(small.schemas.create.json["properties"]["count"]["maximum"], json!(5));
+    let (offering, small) = catalog
+        .plan(
+            "11111111-1111-4111-8111-111111111111",
+            "22222222-2222-4222-8222-222222222222",
+        )
+        .unwrap();
+    assert_eq!(
+        Value::Object(small.values.clone()),
+        json!({"size": 1, "nested": {"a": 1, "b": 3}, "limit": 5})
+    );
+    assert_eq!(
+        small.schemas.create.json["properties"]["count"]["maximum"],
+        json!(5)
+    );
     assert_eq!(small.updates_to, ["large"]);
     assert!(small.plan_updateable && small.bindable && small.binding_rotatable);
     let large = offering.plans.iter().find(|p| p.name == "large").unwrap();
-    assert_eq!(large.schemas.update.json["properties"]["count"]["maximum"], json!(50));
-    assert_eq!(large.binding_lifetime, Some(BindingLifetime { ttl: 3600, renew_before: 600 }));
+    assert_eq!(
+        large.schemas.update.json["properties"]["count"]["maximum"],
+        json!(50)
+    );
+    assert_eq!(
+        large.binding_lifetime,
+        Some(BindingLifetime {
+            ttl: 3600,
+            renew_before: 600
+        })
+    );
     assert!(!large.plan_updateable && !large.bindable);
-    assert!(catalog.plan("11111111-1111-4111-8111-111111111111", "x").is_none());
+    assert!(
+        catalog
+            .plan("11111111-1111-4111-8111-111111111111", "x")
+            .is_none()
+    );
     assert!(catalog.offering("x").is_none());
 }
 
