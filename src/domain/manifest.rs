@@ -169,9 +169,9 @@ pub fn render(
         None => None,
         Some(template) => {
             let mut spec = template.spec.fill(&scope).map_err(|e| below("process", e))?;
-            as_text(spec.pointer_mut("/command"));
-            as_text(spec.pointer_mut("/init/command"));
-            as_text(spec.get_mut("env"));
+            as_text(&mut spec, "/command");
+            as_text(&mut spec, "/init/command");
+            as_text(&mut spec, "/env");
             let mut spec: ProcessSpec = typed(spec).map_err(|e| below("process", e))?;
             spec.user.clone_from(&template.user);
             spec.ports.clone_from(&template.ports);
@@ -346,13 +346,13 @@ fn below(prefix: &str, e: ExprError) -> ExprError {
 }
 
 /// Numbers and booleans in arguments and environment as text: `${ports.client}` alone is a number.
-fn as_text(value: Option<&mut Value>) {
+fn as_text(spec: &mut Value, pointer: &str) {
     let scalar = |value: &mut Value| {
         if value.is_number() || value.is_boolean() {
             *value = Value::String(value.to_string());
         }
     };
-    match value {
+    match spec.pointer_mut(pointer) {
         Some(Value::Array(items)) => items.iter_mut().for_each(scalar),
         Some(Value::Object(members)) => members.values_mut().for_each(scalar),
         _ => {}
