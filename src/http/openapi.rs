@@ -84,21 +84,13 @@ impl Modify for Shared {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [
-        &mut item.get,
-        &mut item.put,
-        &mut item.patch,
-        &mut item.delete,
-    ]
-    .into_iter()
-    .filter_map(Option::as_mut)
+    [&mut item.get, &mut item.put, &mut item.patch, &mut item.delete]
+        .into_iter()
+        .filter_map(Option::as_mut)
 }
 
 fn share(operation: &mut Operation) {
-    operation.security = Some(vec![SecurityRequirement::new(
-        "basic",
-        Vec::<String>::new(),
-    )]);
+    operation.security = Some(vec![SecurityRequirement::new("basic", Vec::<String>::new())]);
     operation
         .parameters
         .get_or_insert_default()
@@ -151,9 +143,9 @@ fn osb_headers() -> [Parameter; 3] {
             "X-Broker-API-Originating-Identity",
             Required::False,
             "A platform word, a space, and a JSON object in base64: on whose behalf the platform asks",
-            text()
-                .pattern(Some("^[!-~]+ +[A-Za-z0-9+/_=-]+$"))
-                .examples(["cloudfoundry eyJ1c2VyX2lkIjoiNjgzZWE3NDgtMzA5Mi00ZmY0LWI2NTYtMzljYWNjNGQ1MzYwIn0="]),
+            text().pattern(Some("^[!-~]+ +[A-Za-z0-9+/_=-]+$")).examples([
+                "cloudfoundry eyJ1c2VyX2lkIjoiNjgzZWE3NDgtMzA5Mi00ZmY0LWI2NTYtMzljYWNjNGQ1MzYwIn0=",
+            ]),
         ),
         header(
             "X-Broker-API-Request-Identity",
