@@ -1,5 +1,6 @@
 //! The concrete ends behind the ports. Adapters never import one another; only `app` names them.
 
+pub mod catalog_dir;
 pub mod credentials;
 pub mod local;
 pub mod sealed;

@@ -264,8 +264,8 @@ fn new_instance(
             .or_else(|| plan.maintenance_version.clone()),
         dashboard_url: engine.settings.dashboard_url.as_ref().map(|template| {
             template
-                .replace("{iid}", iid)
-                .replace("{offering}", &offering.name)
+                .replace("{instance_id}", iid)
+                .replace("{service}", &offering.name)
                 .replace("{plan}", &plan.name)
         }),
         facts: Map::new(),

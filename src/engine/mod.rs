@@ -77,7 +77,7 @@ pub struct Settings {
     pub poll: Duration,
     /// D-09: refuse to delete an instance that has bindings.
     pub refuse_deprovision_with_bindings: bool,
-    /// `dashboard_url` with `{iid}`, `{offering}` and `{plan}` filled in; none = no dashboards.
+    /// `dashboard_url` with `{instance_id}` (our own name for it), `{service}` and `{plan}` filled in; none = no dashboards.
     pub dashboard_url: Option<String>,
     /// How long tombstones answer (Z-01, L-06).
     pub retention: Duration,
@@ -118,6 +118,8 @@ pub struct Engine {
     waiting: Mutex<HashMap<String, Arc<Notify>>>,
     /// Set when the process is going down: `/readyz` says so.
     draining: CancellationToken,
+    /// Where operations run: not on the thread of the request that asked for them, which may end first.
+    runtime: tokio::runtime::Handle,
 }
 
 impl Engine {
@@ -136,6 +138,7 @@ impl Engine {
             running: Mutex::default(),
             waiting: Mutex::default(),
             draining: CancellationToken::new(),
+            runtime: tokio::runtime::Handle::current(),
         })
     }
 
@@ -244,7 +247,7 @@ impl Engine {
         lock(&self.waiting).insert(id.to_owned(), signal.clone());
         if self.settings.runs_work {
             let (engine, id) = (self.clone(), id.to_owned());
-            tokio::spawn(async move { Runner::new(engine).run_one(&id).await });
+            self.runtime.spawn(async move { Runner::new(engine).run_one(&id).await });
         }
         let end = tokio::time::sleep(limit);
         tokio::pin!(end);

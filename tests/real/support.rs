@@ -6,7 +6,6 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, Weak};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -94,27 +93,15 @@ pub fn endpoint(name: &str, port: u16) -> Endpoint {
     }
 }
 
-/// The one that runs, or a new one; it ends when the last test that holds it does.
-///
-/// A plain static would never be dropped and leave the process behind.
-pub fn shared<T>(slot: &Mutex<Weak<T>>, start: impl FnOnce() -> T) -> Arc<T> {
-    let mut slot = slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    slot.upgrade().unwrap_or_else(|| {
-        let started = Arc::new(start());
-        *slot = Arc::downgrade(&started);
-        started
-    })
-}
-
 /// A PostgreSQL server whose superuser is `chandler`.
 pub struct Postgres {
     /// Where it listens.
     pub port: u16,
     /// The superuser's password.
     pub password: String,
-    // Dropped in this order: the process before its directory.
+    /// The running server. Before `dir`, so that it is gone when its directory goes.
     pub process: Process,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 fn postgres_program(name: &str) -> PathBuf {
@@ -176,6 +163,9 @@ impl Postgres {
                 "max_connections=40".to_owned(),
                 "max_locks_per_transaction=10".to_owned(),
                 "max_prepared_transactions=10".to_owned(),
+                "logging_collector=on".to_owned(),
+                "log_directory=log".to_owned(),
+                "log_statement=all".to_owned(),
             ] {
                 command.arg("-c").arg(setting);
             }
@@ -185,8 +175,14 @@ impl Postgres {
             port,
             password: password.to_owned(),
             process,
-            _dir: dir,
+            dir,
         }
+    }
+
+    /// All the server has logged, every statement included.
+    pub fn log(&self) -> String {
+        let files = fs::read_dir(self.dir.path().join("data/log")).unwrap();
+        files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
     }
 }
 

@@ -1,3 +1,9 @@
 //! Credential mechanisms: how users are made and revoked on each kind of server.
 
 pub mod nats;
+pub mod password;
+pub mod redis;
+pub mod sql;
+mod sql_cockroach;
+mod sql_postgres;
+mod sql_text;

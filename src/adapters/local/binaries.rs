@@ -104,6 +104,7 @@ pub(super) fn version(binary: &Path, account: &Account) -> Option<String> {
     if nix::unistd::geteuid().is_root() {
         command.uid(account.uid).gid(account.gid);
     }
+    super::start::keep_descriptors_ours();
     let mut child = command.spawn().ok()?;
     for _ in 0..200 {
         if child.try_wait().ok()?.is_some() {
@@ -150,7 +151,7 @@ mod tests {
         let root = tmp.path().display();
         let find = |candidate: String| find(&[candidate], &account);
         assert_eq!(find(format!("{root}/pg/*/bin/tool")).unwrap(), tmp.path().join("pg/16/bin/tool"));
-        assert_eq!(find(format!("{root}/pg/1*5/bin/tool")), None);
+        assert_eq!(find(format!("{root}/pg/1*6x/bin/tool")), None);
         assert_eq!(find(format!("{root}/pg/9*/bin/tool")).unwrap(), tmp.path().join("pg/9.6/bin/tool"));
         assert_eq!(find(format!("{root}/pg/16/bin/to*l")).unwrap(), tmp.path().join("pg/16/bin/tool"));
         assert_eq!(find(format!("{root}/nothing/*/tool")), None);
@@ -166,6 +167,7 @@ mod tests {
             return;
         }
         let tmp = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(tmp.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         executable(&tmp.path().join("tool"), 0o755);
         let account = users::choose(None, &[]).unwrap();
         assert_eq!(find(&[tmp.path().join("tool").display().to_string()], &account), None);

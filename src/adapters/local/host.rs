@@ -381,6 +381,7 @@ impl Host {
         {
             return Ok(Life::Running(leader));
         }
+        self.await_ending(iid, run);
         let family = self.family(iid)?;
         let Some(first) = procfs::roots(&family).first().copied() else {
             return Ok(Life::Nothing);
@@ -420,6 +421,21 @@ impl Host {
     /// Our children; a poisoned lock only means that a thread died, the list is still right.
     pub fn children(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<Child>>> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Collects a leader that is our child and has just ended: its last threads may take a moment to follow it.
+    fn await_ending(&self, iid: &str, run: &mut Run) {
+        for _ in 0..20 {
+            self.reap(iid, run);
+            let ending = matches!(run.phase, Phase::Running(leader) if self
+                .children()
+                .get(iid)
+                .is_some_and(|mine| mine.iter().any(|child| i64::from(child.id()) == i64::from(leader.pid))));
+            if !ending {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Collects ended children of ours, so that no zombie stays, and keeps how the service ended.

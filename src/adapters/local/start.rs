@@ -104,7 +104,7 @@ impl Start<'_> {
         for file in self.spec.files.iter().filter(|f| f.init_only) {
             dir.remove(&file.path).map_err(|e| trouble("remove a file of the initialisation", &e))?;
         }
-        write_into(&dir, self.spec, |_| true)?;
+        write_into(&dir, self.spec, |file| !file.init_only)?;
         let output = log.append("process.log", LOG_LIMIT).map_err(|e| trouble("open the instance's log", &e))?;
 
         (run.command, run.files) = state::hashes(self.spec);
@@ -211,12 +211,21 @@ impl Start<'_> {
             .stdout(output.try_clone().map_err(broken)?)
             .stderr(output)
             .process_group(0);
+        keep_descriptors_ours();
         drop_privileges(&mut command, &self.facts.account);
         command.spawn().map_err(|e| {
             PortError::invalid(format!("{} could not be started: {e}.", self.facts.offering))
                 .with_detail(format!("{program}: {e}"))
         })
     }
+}
+
+/// Marks every descriptor but the standard three close-on-exec.
+///
+/// What we open ourselves is marked already; what whoever started the broker left open is not, and a server that
+/// outlives us would hold a build's pipe or a supervisor's socket for ever.
+pub(super) fn keep_descriptors_ours() {
+    close_fds::set_fds_cloexec(3, &[]);
 }
 
 /// Standard library order: group, then `setgroups(0)` because we are root, then user, then the directory.

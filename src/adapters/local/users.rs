@@ -110,6 +110,7 @@ mod tests {
             return;
         }
         let tmp = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(tmp.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let account = choose(None, &[]).unwrap();
         let deep = tmp.path().join("a");
         std::fs::create_dir(&deep).unwrap();

@@ -2,7 +2,8 @@
 //!
 //! Servers print the offending line of their configuration, secrets included, and what they print
 //! reaches the platform's user and the log. So anything that stands in a file or environment
-//! value we wrote and looks like a secret is masked, and the text is short and free of control characters.
+//! value we wrote and looks like a secret is masked wherever it occurs, and the text is short and
+//! free of control characters.
 
 use crate::domain::manifest::ProcessSpec;
 use std::path::Path;
@@ -12,9 +13,10 @@ const LONGEST: usize = 400;
 
 /// The last lines that matter of `log`, on one line: from the last complaint on, at most four; else the last line.
 pub(super) fn last_words(log: &str, spec: &ProcessSpec, home: &Path) -> String {
+    let secrets = secrets(spec);
     let lines: Vec<String> = log
         .lines()
-        .map(|line| clean(line, spec, home))
+        .map(|line| clean(line, &secrets, home))
         .filter(|line| line.chars().any(char::is_alphanumeric))
         .collect();
     let complaint = lines.iter().rposition(|line| {
@@ -26,53 +28,40 @@ pub(super) fn last_words(log: &str, spec: &ProcessSpec, home: &Path) -> String {
     text.join(" | ").chars().take(LONGEST).collect()
 }
 
-fn clean(line: &str, spec: &ProcessSpec, home: &Path) -> String {
-    let plain: String = line
+fn clean(line: &str, secrets: &[&str], home: &Path) -> String {
+    let mut text: String = line
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(2000)
         .collect();
-    let plain = match home.to_str() {
-        Some(home) => plain.replace(home, "…"),
-        None => plain,
-    };
-    let mut out = String::new();
-    let mut word = String::new();
-    for c in plain.chars().chain([' ']) {
-        if c.is_alphanumeric() || matches!(c, '-' | '_' | '+' | '/' | '.' | '$') {
-            word.push(c);
-            continue;
-        }
-        if is_secret(&word, spec) {
-            out.push_str("***");
-        } else {
-            out.push_str(&word);
-        }
-        word.clear();
-        out.push(c);
+    if let Some(home) = home.to_str() {
+        text = text.replace(home, "…");
     }
-    out.trim().to_owned()
+    for secret in secrets {
+        text = text.replace(secret, "***");
+    }
+    text.trim().to_owned()
 }
 
-/// Whether a word, or a piece of it, stands in something we wrote and looks made rather than spoken: eight
-/// characters or more, a digit or a capital among them, and not an address.
-fn is_secret(word: &str, spec: &ProcessSpec) -> bool {
-    let looks_made = |piece: &str| {
-        piece.chars().count() >= 8
-            && piece.chars().any(|c| c.is_ascii_digit() || c.is_uppercase())
-            && !piece.chars().all(|c| c.is_ascii_digit() || c == '.')
-    };
-    let stands = |piece: &str| {
-        spec.files
-            .iter()
-            .map(|file| &file.content)
-            .chain(spec.env.values())
-            .any(|text| text.contains(piece))
-    };
-    [word]
-        .into_iter()
-        .chain(word.split(['/', '.', '$', '-', '_', '+']))
-        .any(|piece| looks_made(piece) && stands(piece))
+/// Words of files and environment that look made rather than spoken, and pieces of such words, longest first:
+/// eight characters or more, a digit or a capital among them, and not an address.
+fn secrets(spec: &ProcessSpec) -> Vec<&str> {
+    let mut found: Vec<&str> = spec
+        .files
+        .iter()
+        .map(|file| file.content.as_str())
+        .chain(spec.env.values().map(String::as_str))
+        .flat_map(|text| text.split(|c: char| c.is_whitespace() || "\"'`=:;,<>#@()[]{}|&".contains(c)))
+        .flat_map(|word| [word].into_iter().chain(word.split(['/', '.', '$', '-', '_', '+'])))
+        .filter(|word| {
+            word.chars().count() >= 8
+                && word.chars().any(|c| c.is_ascii_digit() || c.is_uppercase())
+                && !word.chars().all(|c| c.is_ascii_digit() || c == '.')
+        })
+        .collect();
+    found.sort_by_key(|word| std::cmp::Reverse(word.len()));
+    found.dedup();
+    found
 }
 
 #[cfg(test)]
@@ -108,10 +97,10 @@ mod tests {
         assert_eq!(words, "two maxmemory-policy");
         let mut spec = spec();
         spec.env.insert("SEED".into(), "SUAK7 127.0.0.1 Xy9z-Abcdefgh1".into());
-        let words = last_words("bad seed Xy9z-Abcdefgh1.\n", &spec, Path::new("/x"));
-        assert_eq!(words, "bad seed ***");
+        let words = last_words("bad seedXy9z-Abcdefgh1. or Abcdefgh1\n", &spec, Path::new("/x"));
+        assert_eq!(words, "bad seed***. or ***");
         let words = last_words("cannot bind 127.0.0.1:80 by /a/Xy9z-Abcdefgh1!\n", &spec, Path::new("/x"));
-        assert_eq!(words, "cannot bind 127.0.0.1:80 by ***!");
+        assert_eq!(words, "cannot bind 127.0.0.1:80 by /a/***!");
         let spec = &spec;
         assert_eq!(last_words("", spec, Path::new("/x")), "");
         assert!(last_words(&"é".repeat(5000), spec, Path::new("/x")).chars().count() <= LONGEST);

@@ -1,0 +1,46 @@
+# The few things one does here. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Builds and tools are kept outside the clone, so that a fresh clone does not start from nothing.
+# Set CARGO_TARGET_DIR to build elsewhere, CHANDLER_CACHE to keep everything elsewhere.
+export CHANDLER_CACHE ?= $(HOME)/.cache/chandler
+ifndef CARGO_TARGET_DIR
+ifneq ($(shell mkdir -p "$(CHANDLER_CACHE)/target" 2>/dev/null && test -w "$(CHANDLER_CACHE)/target" && echo yes),)
+export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
+endif
+endif
+
+.PHONY: help demo run test check bench gen deps
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: deps ## Build, start a broker and take a real PostgreSQL through its whole life
+	@scripts/demo.sh
+
+run: deps ## Serve on http://127.0.0.1:8080 until stopped (ARGS="--port 9090")
+	cargo run --release -- dev $(ARGS)
+
+test: deps ## Run all tests (ARGS="--lib config" for some)
+	cargo test --locked $(ARGS)
+
+check: ## Format, lints, documentation, dependencies, catalog, generated files
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	scripts/deny.sh
+	cargo run --quiet --locked -- catalog check
+	scripts/gen.sh --check
+
+bench: deps ## Measure speed and memory; the method is in bench/README.md
+	@bench/run.sh
+
+gen: ## Make the generated files anew
+	scripts/gen.sh
+
+deps: ## Install the Debian packages that are missing
+	@scripts/deps.sh

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes the generated files anew: the OpenAPI document, the configuration's schema and reference, the catalogue table.
+# With --check nothing is changed: it fails when a committed file is not what the code makes.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+generate() { cargo run --quiet -- generate --dir "$1"; }
+
+if [ "${1:-}" != --check ]; then
+  generate .
+  exit 0
+fi
+
+fresh=$(mktemp -d)
+trap 'rm -rf "$fresh"' EXIT
+generate "$fresh"
+count=0
+stale=0
+while IFS= read -r -d '' file; do
+  count=$((count + 1))
+  if ! diff -u --label "$file (committed)" --label "$file (generated)" "$file" "$fresh/$file" | head -n 40 >&2 || ! cmp -s "$file" "$fresh/$file"; then
+    stale=$((stale + 1))
+  fi
+done < <(cd "$fresh" && find . -type f -printf '%P\0')
+[ "$count" -gt 0 ] || die "nothing was generated"
+[ "$stale" = 0 ] || die "$stale of $count generated files are stale; run \`make gen\` and commit what it changes"
+say "generated files: $count, all fresh"

@@ -1,0 +1,167 @@
+//! The composition root: the only place that names concrete adapters, and the broker's start and end.
+
+pub mod catalog;
+mod clock;
+mod platforms;
+mod rows;
+mod server;
+
+pub use clock::{SystemClock, random_token};
+pub use rows::SqlRows;
+pub use server::serve;
+
+use crate::adapters::credentials::{nats::Nats, redis::Redis, sql::Sql};
+use crate::adapters::local::{LocalProvisioner, LocalSettings};
+use crate::adapters::sealed::{Keys, SealedStore};
+use crate::config::{Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
+use crate::engine::{Engine, Ports, Settings};
+use crate::ports::{Clock, CredentialMechanism};
+use crate::store::{Store, StoreOptions};
+use anyhow::{Context, anyhow};
+use secrecy::ExposeSecret;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which part of the broker a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Answers requests; somebody else runs the operations.
+    Http,
+    /// Runs operations; answers only probes.
+    Worker,
+    /// Both.
+    All,
+}
+
+impl Role {
+    /// Whether it answers platforms.
+    pub fn serves(self) -> bool {
+        self != Self::Worker
+    }
+
+    /// Whether it runs operations.
+    pub fn works(self) -> bool {
+        self != Self::Http
+    }
+}
+
+/// Everything one process is made of.
+pub struct Assembled {
+    /// The engine, with its catalog loaded.
+    pub engine: Arc<Engine>,
+    /// The provisioner, for operators' commands of its own.
+    pub local: Arc<LocalProvisioner>,
+    /// The secret store, for `secrets rekey`.
+    pub sealed: Arc<SealedStore<SqlRows>>,
+}
+
+/// Makes one TLS provider the process's own; must run before any TLS is spoken.
+pub fn install_tls_provider() {
+    // A second call finds the first one's: that is what is wanted.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Opens the store and brings its schema to this version.
+pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let url = config.store.connection_url().map_err(|why| anyhow!(why))?;
+    let mut url = url.expose_secret().to_owned();
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        let path = Path::new(path.split('?').next().unwrap_or_default());
+        make_private_file(path).with_context(|| format!("the database {} cannot be made", path.display()))?;
+    } else if !url.contains("application_name") {
+        url.push_str(if url.contains('?') { "&" } else { "?" });
+        url.push_str("application_name=chandler");
+    }
+    let options = StoreOptions {
+        max_connections: config.store.max_connections,
+        group_commit: config.store.sqlite_group_commit,
+        ..StoreOptions::new(url)
+    };
+    let store = Store::open(&options).await.context("the database cannot be opened")?;
+    store
+        .migrate()
+        .await
+        .context("the database's schema cannot be brought to this version")?;
+    Ok(store)
+}
+
+/// The database holds sealed secrets and everybody's parameters: nobody else reads it.
+fn make_private_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+}
+
+/// The credential mechanisms there are.
+pub fn mechanisms(clock: &Arc<dyn Clock>) -> BTreeMap<String, Arc<dyn CredentialMechanism>> {
+    let all: [Arc<dyn CredentialMechanism>; 3] =
+        [Arc::new(Sql), Arc::new(Redis), Arc::new(Nats::new(clock.clone()))];
+    all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
+}
+
+/// The local provisioner a configuration describes.
+pub fn local_provisioner(config: &Config) -> anyhow::Result<LocalProvisioner> {
+    let ProvisionerKind::Local = config.provisioner.kind;
+    let local = &config.provisioner.local;
+    LocalProvisioner::new(LocalSettings {
+        root: std::path::absolute(&local.dir)?,
+        port_range: local.ports.ports(),
+        run_as: local.run_as.clone(),
+    })
+    .map_err(|e| anyhow!("provisioner.local: {} ({})", e.message, e.detail))
+}
+
+/// The keys that open sealed secrets.
+pub fn seal_keys(config: &Config) -> anyhow::Result<Keys> {
+    let SecretsKind::Sealed = config.secrets.kind;
+    let files: Vec<_> = config
+        .secrets
+        .keys
+        .iter()
+        .map(|key| (key.label.clone(), key.file.clone()))
+        .collect();
+    Keys::load(config.secrets.primary_label(), &files).map_err(|errors| anyhow!("secrets: {}", errors.join("; ")))
+}
+
+/// Puts the process together, up to a loaded catalog.
+pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> {
+    let store = open_store(config).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let local = Arc::new(local_provisioner(config)?);
+    let sealed = Arc::new(SealedStore::new(seal_keys(config)?, SqlRows::new(store.clone(), clock.clone())));
+    let ports = Ports {
+        provisioner: local.clone(),
+        mechanisms: mechanisms(&clock),
+        secrets: sealed.clone(),
+        clock,
+        new_id: Arc::new(random_token),
+    };
+    let engine = Engine::new(store, ports, engine_settings(config, role));
+    let loaded = catalog::load(&config.catalog.dirs, &engine.ports().mechanisms)?;
+    engine.set_catalog(loaded).await?;
+    Ok(Assembled { engine, local, sealed })
+}
+
+fn engine_settings(config: &Config, role: Role) -> Settings {
+    let osb = &config.osb;
+    Settings {
+        owner: format!("{}-{}", std::process::id(), random_token()),
+        runs_work: role.works(),
+        workers: config.engine.workers,
+        lease: Duration::from_secs(config.engine.lease_seconds),
+        poll: Duration::from_millis(config.engine.poll_milliseconds),
+        refuse_deprovision_with_bindings: osb.deprovision_with_bindings == DeprovisionWithBindings::Refuse,
+        dashboard_url: osb.dashboard_url_template.clone(),
+        retention: Duration::from_secs(u64::from(osb.retention_days) * 24 * 3600),
+        ..Settings::default()
+    }
+}

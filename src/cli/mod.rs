@@ -1,0 +1,292 @@
+//! The command line: what a person can ask of the program, each answer meant to be read.
+
+mod dev;
+mod operators;
+
+use crate::app::{self, Role};
+use crate::config::{self, Config};
+use crate::telemetry::{self, Format};
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A service broker (Open Service Broker API 2.17) for teams who run their own platform.
+#[derive(Debug, Parser)]
+#[command(name = "chandler", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run on this machine with nothing to set up: real servers, on 127.0.0.1 only.
+    Dev(dev::DevArgs),
+    /// Run with a configuration file.
+    Serve {
+        /// YAML, TOML or JSON file.
+        #[arg(long)]
+        config: PathBuf,
+        /// Which part of the broker this process is.
+        #[arg(long, value_enum, default_value_t = RoleArg::All)]
+        role: RoleArg,
+    },
+    /// Look at a configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Look at a catalog.
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
+    /// The broker's own database.
+    #[command(subcommand)]
+    Db(DbCommand),
+    /// Sealed secrets.
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
+    /// Platforms and their log-ins.
+    #[command(subcommand)]
+    Platforms(PlatformsCommand),
+    /// What the broker is doing and did.
+    #[command(subcommand)]
+    Operations(operators::OperationsCommand),
+    /// Service instances.
+    #[command(subcommand)]
+    Instances(operators::InstancesCommand),
+    /// Look at this machine: what can be provisioned, what is missing, what to do.
+    Doctor(Where),
+    /// Print a generated document.
+    Print {
+        /// Which one.
+        #[arg(value_enum)]
+        what: Document,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArg {
+    /// Answer platforms only.
+    Http,
+    /// Run operations only.
+    Worker,
+    /// Both.
+    All,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Http => Self::Http,
+            RoleArg::Worker => Self::Worker,
+            RoleArg::All => Self::All,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Tell everything that is wrong with a configuration, at once.
+    Check {
+        /// The file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Show every setting in effect; secrets as `<set>`.
+    Show {
+        /// The file.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CatalogCommand {
+    /// Tell everything that is wrong with catalog folders, at once.
+    Check {
+        /// Directories that each hold `catalog/` and `plans/`; without any, the built-in catalog.
+        dirs: Vec<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DbCommand {
+    /// Bring the database's schema to this version. Starting the broker does it too.
+    Migrate(Where),
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretsCommand {
+    /// Seal everything with the primary key again; safe while the broker runs, and to repeat.
+    Rekey(Where),
+    /// Make a key file, mode 0600.
+    NewKey {
+        /// Where to.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PlatformsCommand {
+    /// Read a password from standard input and print its argon2id hash, for `password_hash`.
+    HashPassword,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Document {
+    /// The API's OpenAPI document (JSON).
+    Openapi,
+    /// The configuration's JSON schema.
+    ConfigSchema,
+    /// The configuration's reference (Markdown).
+    ConfigReference,
+    /// The table of offerings and plans (Markdown).
+    CatalogTable,
+}
+
+/// Which broker a command is about.
+#[derive(Debug, Clone, Args)]
+struct Where {
+    /// Configuration file of a `chandler serve`.
+    #[arg(long, conflicts_with = "data_dir")]
+    config: Option<PathBuf>,
+    /// Data directory of a `chandler dev`.
+    #[arg(long, default_value = ".chandler")]
+    data_dir: PathBuf,
+}
+
+impl Where {
+    fn config(&self) -> anyhow::Result<Config> {
+        match &self.config {
+            Some(file) => load_config(file),
+            None => {
+                if !self.data_dir.is_dir() {
+                    bail!(
+                        "There is no data directory {}. Name the one of your `chandler dev` with --data-dir, or a configuration with --config.",
+                        self.data_dir.display()
+                    );
+                }
+                dev::config(&self.data_dir, 0, Vec::new(), None).map(|(config, _)| config)
+            }
+        }
+    }
+}
+
+fn load_config(file: &std::path::Path) -> anyhow::Result<Config> {
+    let (config, warnings) = config::load(Some(file), config::environment()).into_config()?;
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(config)
+}
+
+fn start_logging(config: &Config) -> anyhow::Result<()> {
+    let format = match config.log.format {
+        config::LogFormat::Json => Format::Json,
+        config::LogFormat::Text => Format::Text,
+    };
+    telemetry::init(format, &config.log.level).map_err(|why| anyhow!(why))?;
+    telemetry::metrics();
+    Ok(())
+}
+
+/// Parses the command line and does what it says.
+pub async fn run() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Serve { config, role } => {
+            let config = load_config(&config)?;
+            start_logging(&config)?;
+            app::serve(config, role.into(), |address| {
+                tracing::info!(address = address.map(|a| a.to_string()), "chandler is ready");
+            })
+            .await
+        }
+        Command::Config(ConfigCommand::Check { config }) => {
+            let loaded = config::load(Some(&config), config::environment());
+            print!("{}", loaded.check_report());
+            if loaded.problems.is_empty() { Ok(()) } else { exit(1) }
+        }
+        Command::Config(ConfigCommand::Show { config }) => {
+            print!("{}", config::load(Some(&config), config::environment()).show());
+            Ok(())
+        }
+        Command::Catalog(CatalogCommand::Check { dirs }) => catalog_check(&dirs),
+        Command::Db(DbCommand::Migrate(place)) => {
+            let store = app::open_store(&place.config()?).await?;
+            store.close().await;
+            println!("The database's schema is of this version.");
+            Ok(())
+        }
+        Command::Secrets(SecretsCommand::Rekey(place)) => operators::rekey(&place.config()?).await,
+        Command::Secrets(SecretsCommand::NewKey { file }) => {
+            crate::adapters::sealed::Keys::create_file(&file).map_err(|why| anyhow!(why))?;
+            println!("{} holds a new key. Keep a copy where the database's backups are not.", file.display());
+            Ok(())
+        }
+        Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
+        Command::Operations(command) => operators::operations(command).await,
+        Command::Instances(command) => operators::instances(command).await,
+        Command::Doctor(place) => operators::doctor(&place),
+        Command::Print { what } => print_document(what),
+    }
+}
+
+/// Ends with this exit code after the report was printed.
+fn exit(code: u8) -> anyhow::Result<()> {
+    Err(Quiet(code).into())
+}
+
+/// An ending whose reason was already told.
+#[derive(Debug)]
+pub struct Quiet(pub u8);
+
+impl std::fmt::Display for Quiet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit code {}", self.0)
+    }
+}
+
+impl std::error::Error for Quiet {}
+
+fn catalog_check(dirs: &[PathBuf]) -> anyhow::Result<()> {
+    let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
+    let sources = app::catalog::sources(dirs)?;
+    match app::catalog::check(&sources, &app::mechanisms(&clock)) {
+        Ok(catalog) => {
+            let plans: usize = catalog.offerings.iter().map(|o| o.plans.len()).sum();
+            println!("The catalog is in order: {} offerings, {plans} plans.", catalog.offerings.len());
+            Ok(())
+        }
+        Err(problems) => {
+            println!("{}\n{} problem(s).", app::catalog::listed(&problems), problems.len());
+            exit(1)
+        }
+    }
+}
+
+fn hash_password() -> anyhow::Result<()> {
+    let mut password = String::new();
+    std::io::stdin()
+        .read_line(&mut password)
+        .context("the password cannot be read from standard input")?;
+    let password = password.trim_end_matches(['\n', '\r']);
+    if password.len() < 12 {
+        bail!("The password has {} characters; use at least 12.", password.len());
+    }
+    let hash = crate::http::auth::hash_password(password).map_err(|why| anyhow!(why))?;
+    println!("{hash}");
+    Ok(())
+}
+
+fn print_document(what: Document) -> anyhow::Result<()> {
+    match what {
+        Document::Openapi => print!("{}", crate::http::openapi::document_json()),
+        Document::ConfigSchema => print!("{}", config::config_schema_json()),
+        Document::ConfigReference => print!("{}", config::config_reference()),
+        Document::CatalogTable => {
+            let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
+            let catalog = app::catalog::load(&[], &app::mechanisms(&clock))?;
+            print!("{}", operators::catalog_table(&catalog));
+        }
+    }
+    Ok(())
+}
