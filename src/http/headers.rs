@@ -1,7 +1,7 @@
 //! The OSB request headers, read from untrusted bytes: version, originating identity, request identity.
 
-use super::Settings;
 use super::error::Refusal;
+use super::{MissingVersion, Settings};
 use crate::domain::error::{Error, ErrorKind};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderMap, HeaderValue};
@@ -58,8 +58,10 @@ pub(super) fn version(headers: &HeaderMap, settings: &Settings) -> Result<u32, R
             ErrorKind::VersionMissing,
             format!("The header X-Broker-API-Version is missing. {wanted}"),
         ));
-        let status = StatusCode::from_u16(settings.missing_version_status);
-        return Err(refusal.with_status(status.unwrap_or(StatusCode::PRECONDITION_FAILED)));
+        return Err(match settings.missing_version {
+            MissingVersion::PreconditionFailed => refusal,
+            MissingVersion::BadRequest => refusal.with_status(StatusCode::BAD_REQUEST),
+        });
     }
     let parsed = std::str::from_utf8(value)
         .ok()
@@ -139,7 +141,7 @@ mod tests {
         let mut settings = Settings::default();
         let refusal = version(&HeaderMap::new(), &settings).unwrap_err();
         assert_eq!(refusal.status(), StatusCode::PRECONDITION_FAILED);
-        settings.missing_version_status = 400;
+        settings.missing_version = MissingVersion::BadRequest;
         let refusal = version(&HeaderMap::new(), &settings).unwrap_err();
         assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);
         assert!(refusal.to_string().contains("2.17"));

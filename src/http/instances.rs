@@ -297,7 +297,7 @@ mod tests {
             match (put(&whole, strict), field) {
                 (Ok(_), None) => {}
                 (Err(error), Some(field)) => {
-                    assert!(error.description.contains(field), "{whole}: {error}")
+                    assert!(error.description.contains(field), "{whole}: {error}");
                 }
                 (other, _) => unreachable!("{whole}: {other:?}"),
             }

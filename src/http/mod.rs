@@ -43,6 +43,16 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The status of the answer to a request without a version (H-01).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MissingVersion {
+    /// 412, which every checker expects.
+    #[default]
+    PreconditionFailed,
+    /// 400, which the specification says.
+    BadRequest,
+}
+
 /// What last_operation says of a delete that succeeded (Z-01).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeletedAnswer {
@@ -56,8 +66,8 @@ pub enum DeletedAnswer {
 /// The choices the OSB rules leave to the operator, and bounds on what clients may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Status for a request without a version (H-01): 412, which every checker expects, or 400, which the specification says.
-    pub missing_version_status: u16,
+    /// H-01.
+    pub missing_version: MissingVersion,
     /// The oldest minor version of 2.x that is served (H-02).
     pub min_minor: u32,
     /// P-07: whether provision needs organization_guid and space_guid even when the context names the platform.
@@ -77,7 +87,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            missing_version_status: 412,
+            missing_version: MissingVersion::default(),
             min_minor: 13,
             require_guids: false,
             deleted_answer: DeletedAnswer::default(),

@@ -3,7 +3,7 @@
 mod wire;
 mod world;
 
-use chandler::http::{Settings, configure_admin};
+use chandler::http::{MissingVersion, Settings, configure_admin};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -53,7 +53,7 @@ async fn too_many_wrong_passwords_are_429_with_retry_after() {
         ..Settings::default()
     })
     .await;
-    let mut statuses = Vec::new().await;
+    let mut statuses = Vec::new();
     for n in 0..5 {
         let guess = basic("dev", &n.to_string());
         let reply = server
@@ -93,7 +93,7 @@ async fn h01_h02_versions_come_before_routes() {
     }
     server.stop().await;
     let server = Server::start(Settings {
-        missing_version_status: 400,
+        missing_version: MissingVersion::BadRequest,
         ..Settings::default()
     })
     .await;

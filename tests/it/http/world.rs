@@ -49,7 +49,7 @@ fn sources() -> Sources {
         (
             "catalog/tank/binding.yaml",
             "mechanism: redis\nendpoint: client\ndefault_role: owner\nroles: [owner, readonly]\n\
-             credentials: {username: \"${user.username}\", password: \"${user.password}\"}\n\
+             credentials: {type: tank, username: \"${user.username}\", password: \"${user.password}\"}\n\
              endpoints: [{host: \"${endpoint.host}\", ports: [\"${string(endpoint.port)}\"], protocol: tcp}]\n"
                 .into(),
         ),
