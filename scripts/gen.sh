@@ -17,7 +17,7 @@ count=0
 stale=0
 while IFS= read -r -d '' file; do
   count=$((count + 1))
-  if ! diff -u --label "$file (committed)" --label "$file (generated)" "$file" "$fresh/$file" | head -n 40 >&2 || ! cmp -s "$file" "$fresh/$file"; then
+  if ! diff -u --label "$file (committed)" --label "$file (generated)" "$file" "$fresh/$file" | head -n 40 >&2; then
     stale=$((stale + 1))
   fi
 done < <(cd "$fresh" && find . -type f -printf '%P\0')

@@ -3,10 +3,9 @@
 #
 #   CHANDLER_PASSWORD=... scripts/schemathesis.sh http://127.0.0.1:8080 [USER]
 #
-# USER is `dev` unless given. MAX_EXAMPLES (default 30) bounds the cases for each operation, MAX_SECONDS
-# (default 240) the whole run, SEED fixes what is tried, and everything after `--` goes to schemathesis. The
-# exit code is schemathesis' own, or 124
-# when the time was over. Only a broker on this machine is ever asked.
+# USER is `dev` unless given; everything after `--` goes to schemathesis. MAX_EXAMPLES (default 30) bounds
+# the cases for each operation, MAX_SECONDS (default 240) the whole run, SEED fixes what is tried. The exit
+# code is schemathesis' own, or 124 when the time was over. Only a broker on this machine is ever asked.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 version=4.32.5

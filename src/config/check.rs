@@ -214,18 +214,26 @@ fn provisioner(provisioner: &Provisioner, found: &mut Findings) {
             "must be given: the directory for the instances' data",
         );
     }
+    let Some(name) = &local.run_as else {
+        return;
+    };
     let path = "provisioner.local.run_as";
-    match &local.run_as {
-        Some(name) => match nix::unistd::User::from_name(name) {
-            Ok(Some(user)) if user.uid.is_root() => found.refuse(path, "must not be root: a fault in a server would be a fault of the whole machine; name an ordinary user"),
-            Ok(Some(_)) => {}
-            Ok(None) => found.refuse(path, format!("there is no user `{name}` on this machine; make it, or name another")),
-            Err(error) => found.refuse(path, format!("the users of this machine cannot be looked up ({error})")),
-        },
-        None if nix::unistd::geteuid().is_root() => {
-            found.refuse(path, "must be given when chandler runs as root: instances never do; name an ordinary user");
-        }
-        None => {}
+    let me = nix::unistd::geteuid();
+    match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) if user.uid.is_root() => found.refuse(
+            path,
+            "must not be root: a fault in a server would be a fault of the whole machine; name an ordinary user",
+        ),
+        Ok(Some(user)) if !me.is_root() && user.uid != me => found.refuse(
+            path,
+            format!("only root can start servers as `{name}`; run chandler as root, or leave this out"),
+        ),
+        Ok(Some(_)) => {}
+        Ok(None) => found.refuse(
+            path,
+            format!("there is no user `{name}` on this machine; make it, or name another"),
+        ),
+        Err(error) => found.refuse(path, format!("the users of this machine cannot be looked up ({error})")),
     }
 }
 
@@ -289,7 +297,7 @@ fn platforms(platforms: &[Platform], found: &mut Findings) {
         );
     }
     let mut names = HashSet::new();
-    let mut users: Vec<(&str, usize)> = Vec::new();
+    let mut users = HashSet::new();
     for (i, platform) in platforms.iter().enumerate() {
         let path = format!("platforms.{i}");
         if !is_platform_name(&platform.name) {
@@ -322,13 +330,12 @@ fn platforms(platforms: &[Platform], found: &mut Findings) {
                     format!("{path}.username"),
                     "must be 1 to 128 characters without colon",
                 );
-            } else if users.iter().any(|(user, owner)| *user == name && *owner != i) {
+            } else if !users.insert(name) {
                 found.refuse(
                     format!("{path}.username"),
-                    format!("`{name}` belongs to another platform already; a user name tells the platform"),
+                    format!("`{name}` is another log-in already; a user name tells platform and slot"),
                 );
             }
-            users.push((name, i));
             check_credential(&path, credential, found);
         }
     }

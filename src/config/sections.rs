@@ -54,6 +54,9 @@ pub struct Http {
     /// Largest request body in bytes; a larger one is answered 413.
     #[schemars(range(min = 1024, max = 67_108_864))]
     pub max_body_bytes: usize,
+    /// Wrong passwords that one client address may send in a minute before it is answered 429; 0 means no bound.
+    #[schemars(range(max = 100_000))]
+    pub failed_logins_per_minute: u32,
     /// Threads that serve HTTP; 0 means one for each processor.
     #[schemars(range(max = 256))]
     pub workers: usize,
@@ -70,6 +73,7 @@ impl Default for Http {
             tls: None,
             allow_plaintext: false,
             max_body_bytes: 1024 * 1024,
+            failed_logins_per_minute: 20,
             workers: 0,
             shutdown_seconds: 30,
         }
@@ -246,7 +250,7 @@ pub struct Local {
     pub dir: PathBuf,
     /// Ports that instances may take, first and last.
     pub ports: PortRange,
-    /// User that instances run as when the broker itself runs as root. Must then be given, and never be root.
+    /// User that instances run as when the broker itself runs as root; never root. Absent: the user each service prefers, such as `postgres`, else `nobody`.
     pub run_as: Option<String>,
 }
 
@@ -370,7 +374,7 @@ pub struct Platform {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Credential {
-    /// User name for Basic authentication. Belongs to one platform only.
+    /// User name for Basic authentication, no other log-in's of any platform.
     pub username: String,
     /// File with the password, mode 0600.
     pub password_file: Option<PathBuf>,

@@ -47,7 +47,7 @@ fn least(more: &str) -> String {
     format!(
         "store: {{url: 'sqlite:///tmp/chandler.db'}}\n\
          catalog: {{dirs: [data]}}\n\
-         provisioner: {{local: {{dir: instances, run_as: nobody}}}}\n\
+         provisioner: {{local: {{dir: instances}}}}\n\
          secrets: {{keys: [{{label: one, file: key}}]}}\n\
          platforms: [{{name: cf, credentials: [{{username: cf, password_file: password}}]}}]\n{more}"
     )
@@ -85,7 +85,7 @@ fn yaml_toml_and_json_say_the_same() {
     let toml = room.load_as(
         "chandler.toml",
         "[store]\nurl = 'sqlite:///tmp/chandler.db'\n[catalog]\ndirs = ['data']\n[http]\nworkers = 3\n\
-         [provisioner.local]\ndir = 'instances'\nrun_as = 'nobody'\n[[secrets.keys]]\nlabel = 'one'\nfile = 'key'\n\
+         [provisioner.local]\ndir = 'instances'\n[[secrets.keys]]\nlabel = 'one'\nfile = 'key'\n\
          [[platforms]]\nname = 'cf'\n[[platforms.credentials]]\nusername = 'cf'\npassword_file = 'password'\n",
         &[],
     );
@@ -294,6 +294,11 @@ fn insecure_and_senseless_settings_are_refused() {
             "platforms.1.name",
         ),
         (
+            "PLATFORMS__0__CREDENTIALS__1",
+            "{username: cf, password_file: password}",
+            "platforms.0.credentials.1.username",
+        ),
+        (
             "PLATFORMS__1",
             "{name: k8s, credentials: [{username: cf, password_file: password}]}",
             "platforms.1.credentials.0.username",
@@ -490,7 +495,7 @@ fn dev_needs_no_file_and_stays_on_loopback() {
         port: 0,
         catalog_dirs: vec![room.path("data")],
         password,
-        run_as: Some("nobody".to_owned()),
+        run_as: None,
     };
     let config = Config::dev(&dev).unwrap();
     assert!(config.http.listen.ip().is_loopback());

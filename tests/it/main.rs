@@ -3,5 +3,6 @@
 
 mod architecture;
 mod http;
+mod lifecycle;
 mod store;
 mod support;

@@ -55,7 +55,12 @@ fn expand(candidate: &str) -> Vec<PathBuf> {
     names.sort_by(|a, b| by_version(b, a));
     names
         .into_iter()
-        .map(|name| rest.map_or_else(|| Path::new(dir).join(&name), |rest| Path::new(dir).join(&name).join(rest)))
+        .map(|name| {
+            rest.map_or_else(
+                || Path::new(dir).join(&name),
+                |rest| Path::new(dir).join(&name).join(rest),
+            )
+        })
         .collect()
 }
 
@@ -85,7 +90,10 @@ fn runnable(path: &Path, account: &Account) -> bool {
     let Ok(real) = path.canonicalize() else {
         return false;
     };
-    let reachable = |p: &Path| p.parent().is_none_or(|dir| users::closed_directory(dir, account).is_none());
+    let reachable = |p: &Path| {
+        p.parent()
+            .is_none_or(|dir| users::closed_directory(dir, account).is_none())
+    };
     real.is_file() && users::may_execute(&real, account) && reachable(path) && reachable(&real)
 }
 
@@ -150,15 +158,27 @@ mod tests {
         std::fs::create_dir_all(tmp.path().join("pg/18/bin/tool")).unwrap();
         let root = tmp.path().display();
         let find = |candidate: String| find(&[candidate], &account);
-        assert_eq!(find(format!("{root}/pg/*/bin/tool")).unwrap(), tmp.path().join("pg/16/bin/tool"));
+        assert_eq!(
+            find(format!("{root}/pg/*/bin/tool")).unwrap(),
+            tmp.path().join("pg/16/bin/tool")
+        );
         assert_eq!(find(format!("{root}/pg/1*6x/bin/tool")), None);
-        assert_eq!(find(format!("{root}/pg/9*/bin/tool")).unwrap(), tmp.path().join("pg/9.6/bin/tool"));
-        assert_eq!(find(format!("{root}/pg/16/bin/to*l")).unwrap(), tmp.path().join("pg/16/bin/tool"));
+        assert_eq!(
+            find(format!("{root}/pg/9*/bin/tool")).unwrap(),
+            tmp.path().join("pg/9.6/bin/tool")
+        );
+        assert_eq!(
+            find(format!("{root}/pg/16/bin/to*l")).unwrap(),
+            tmp.path().join("pg/16/bin/tool")
+        );
         assert_eq!(find(format!("{root}/nothing/*/tool")), None);
         assert_eq!(find("no-such-binary-anywhere".into()), None);
         assert_eq!(find("../bin/sh".into()), None);
         assert!(find("sh".into()).is_some());
-        assert_eq!(version(&tmp.path().join("pg/16/bin/tool"), &account).unwrap(), "tool 1.2.3");
+        assert_eq!(
+            version(&tmp.path().join("pg/16/bin/tool"), &account).unwrap(),
+            "tool 1.2.3"
+        );
     }
 
     #[test]
@@ -170,7 +190,10 @@ mod tests {
         std::fs::set_permissions(tmp.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         executable(&tmp.path().join("tool"), 0o755);
         let account = users::choose(None, &[]).unwrap();
-        assert_eq!(find(&[tmp.path().join("tool").display().to_string()], &account), None);
+        assert_eq!(
+            find(&[tmp.path().join("tool").display().to_string()], &account),
+            None
+        );
     }
 
     #[test]

@@ -113,7 +113,12 @@ impl Dir {
 
     /// Makes a new file; whatever stood there is unlinked first, never opened.
     fn create(&self, name: &str) -> io::Result<File> {
-        let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_APPEND
+            | OFlag::O_CREAT
+            | OFlag::O_EXCL
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_CLOEXEC;
         for _ in 0..3 {
             match openat(&self.fd, name, flags, Mode::from_bits_truncate(0o600)) {
                 Ok(fd) => return Ok(File::from(fd)),
@@ -179,7 +184,8 @@ impl Dir {
     /// Opens a log for appending, 0600; one longer than `limit` bytes becomes `<name>.1` first.
     pub fn append(&self, name: &str, limit: u64) -> io::Result<File> {
         // Not blocking: opening a planted pipe for writing would wait for a reader for ever.
-        let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let old = openat(&self.fd, name, flags, Mode::empty()).ok().map(File::from);
         if let Some(file) = old {
             let stat = fstat(&file)?;
@@ -238,7 +244,9 @@ pub(super) fn is_plain(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 200
         && !path.chars().any(char::is_control)
-        && path.split('/').all(|s| !s.is_empty() && s != "." && s != ".." && s != TEMPORARY)
+        && path
+            .split('/')
+            .all(|s| !s.is_empty() && s != "." && s != ".." && s != TEMPORARY)
         && !matches!(path.split('/').next(), Some("log" | ".init"))
 }
 
@@ -258,7 +266,20 @@ mod tests {
         for good in ["a", "a/b.conf", "data/postgresql.conf", ".hidden"] {
             assert!(is_plain(good), "{good}");
         }
-        for bad in ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "a/", "a\0b", "a\nb", "log/process.log", ".init", ".chandler-tmp"] {
+        for bad in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a//b",
+            "./a",
+            "a/",
+            "a\0b",
+            "a\nb",
+            "log/process.log",
+            ".init",
+            ".chandler-tmp",
+        ] {
             assert!(!is_plain(bad), "{bad:?}");
         }
         assert!(!is_plain(&"x".repeat(201)));
@@ -274,7 +295,10 @@ mod tests {
         let path = tmp.path().join("i/conf/a.conf");
         let meta = std::fs::metadata(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
-        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o600, account.uid, account.gid));
+        assert_eq!(
+            (meta.mode() & 0o7777, meta.uid(), meta.gid()),
+            (0o600, account.uid, account.gid)
+        );
         let conf = std::fs::metadata(tmp.path().join("i/conf")).unwrap();
         assert_eq!((conf.mode() & 0o7777, conf.uid()), (0o700, account.uid));
         assert_eq!(std::fs::read_dir(tmp.path().join("i/conf")).unwrap().count(), 1);
@@ -302,20 +326,35 @@ mod tests {
 
         let log = dir.sub("log").unwrap();
         symlink(&victim, home.join("log/process.log")).unwrap();
-        log.append("process.log", 100).unwrap().write_all(b"line").unwrap();
-        assert_eq!(std::fs::read_to_string(home.join("log/process.log")).unwrap(), "line");
+        log.append("process.log", 100)
+            .unwrap()
+            .write_all(b"line")
+            .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(home.join("log/process.log")).unwrap(),
+            "line"
+        );
 
         std::fs::remove_file(home.join("log/process.log")).unwrap();
         std::fs::hard_link(&victim, home.join("log/process.log")).unwrap();
         assert_eq!(dir.tail("log/process.log", 0, 100), "");
-        log.append("process.log", 100).unwrap().write_all(b"line").unwrap();
+        log.append("process.log", 100)
+            .unwrap()
+            .write_all(b"line")
+            .unwrap();
 
         std::fs::remove_file(home.join("log/process.log")).unwrap();
         nix::unistd::mkfifo(&home.join("log/process.log"), Mode::from_bits_truncate(0o600)).unwrap();
-        log.append("process.log", 100).unwrap().write_all(b"line").unwrap();
+        log.append("process.log", 100)
+            .unwrap()
+            .write_all(b"line")
+            .unwrap();
 
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
-        assert_eq!(std::fs::metadata(&victim).unwrap().uid(), nix::unistd::geteuid().as_raw());
+        assert_eq!(
+            std::fs::metadata(&victim).unwrap().uid(),
+            nix::unistd::geteuid().as_raw()
+        );
     }
 
     #[test]
@@ -323,12 +362,18 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = Dir::ensure(&tmp.path().join("i"), &service()).unwrap();
         let log = dir.sub("log").unwrap();
-        log.append("p.log", 10).unwrap().write_all(b"0123456789abc").unwrap();
+        log.append("p.log", 10)
+            .unwrap()
+            .write_all(b"0123456789abc")
+            .unwrap();
         log.append("p.log", 10).unwrap().write_all(b"new").unwrap();
         assert_eq!(dir.tail("log/p.log", 0, 100), "new");
         assert_eq!(dir.tail("log/p.log.1", 3, 100), "3456789abc");
         assert_eq!(dir.tail("log/p.log.1", 0, 3), "abc");
-        let mode = std::fs::metadata(tmp.path().join("i/log/p.log")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(tmp.path().join("i/log/p.log"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

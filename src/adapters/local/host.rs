@@ -84,9 +84,10 @@ impl Host {
 
     /// Chooses user, binaries and ports, and makes the directory; or returns what was chosen before.
     pub fn place(&self, iid: &str, offering: &Offering) -> PortResult<Map<String, Value>> {
-        let template = offering.process.as_ref().ok_or_else(|| {
-            PortError::invalid(format!("{} cannot run as a local process.", offering.name))
-        })?;
+        let template = offering
+            .process
+            .as_ref()
+            .ok_or_else(|| PortError::invalid(format!("{} cannot run as a local process.", offering.name)))?;
         if self.memory.run(iid).removing {
             return Err(being_removed());
         }
@@ -105,18 +106,27 @@ impl Host {
         }
         for (name, candidates) in &template.binaries {
             // A kept choice stays while it works: data written by one version need not suit another.
-            let kept = facts.bin.get(name).is_some_and(|path| users::may_execute(path, &facts.account));
+            let kept = facts
+                .bin
+                .get(name)
+                .is_some_and(|path| users::may_execute(path, &facts.account));
             if !kept {
                 let path = binaries::find(candidates, &facts.account).ok_or_else(|| {
-                    PortError::denied(format!("{name} was not found on this machine: {}", template.install))
+                    PortError::denied(format!(
+                        "{name} was not found on this machine: {}",
+                        template.install
+                    ))
                 })?;
                 facts.bin.insert(name.clone(), path);
             }
         }
         // Before the ports: a reservation counts for as long as the directory exists.
-        Dir::ensure(&self.home(iid), &facts.account).map_err(|e| trouble("make the instance's directory", &e))?;
+        Dir::ensure(&self.home(iid), &facts.account)
+            .map_err(|e| trouble("make the instance's directory", &e))?;
         self.ports
-            .reserve(iid, &template.ports, &mut facts.ports, &|owner| self.exists(owner))?;
+            .reserve(iid, &template.ports, &mut facts.ports, &|owner| {
+                self.exists(owner)
+            })?;
         if before.as_ref() != Some(&facts) {
             self.memory.keep_facts(iid, &facts)?;
             state::sync_dir(&self.root).map_err(|e| trouble("make the instance's directory", &e))?;
@@ -124,7 +134,10 @@ impl Host {
         let home = self.home(iid);
         let mut placement = Map::new();
         placement.insert("ports".into(), json!(facts.ports));
-        placement.insert("dirs".into(), json!({"root": home, "init": home.join(start::INIT)}));
+        placement.insert(
+            "dirs".into(),
+            json!({"root": home, "init": home.join(start::INIT)}),
+        );
         placement.insert("bin".into(), json!(facts.bin));
         placement.insert("host".into(), json!("127.0.0.1"));
         Ok(placement)
@@ -137,7 +150,10 @@ impl Host {
 
     fn facts(&self, iid: &str) -> PortResult<Facts> {
         self.memory.facts(iid)?.ok_or_else(|| {
-            PortError::new(PortErrorKind::Gone, "The instance has no place on this machine (any more).")
+            PortError::new(
+                PortErrorKind::Gone,
+                "The instance has no place on this machine (any more).",
+            )
         })
     }
 
@@ -156,9 +172,12 @@ impl Host {
                 }
             }
             Life::Remains => {
-                self.signal(&self.family(iid)?, Signal::SIGKILL)?;
+                signal_all(&self.family(iid)?, Signal::SIGKILL)?;
                 if !self.wait_gone(iid)? {
-                    return Err(PortError::transient(format!("What is left of {} is still ending.", facts.offering)));
+                    return Err(PortError::transient(format!(
+                        "What is left of {} is still ending.",
+                        facts.offering
+                    )));
                 }
             }
             Life::Nothing => {}
@@ -229,10 +248,10 @@ impl Host {
             self.memory.keep_run(iid, run)?;
         }
         if orphans || (asked && run.grace_over(now)) {
-            self.signal(&family, Signal::SIGKILL)?;
+            signal_all(&family, Signal::SIGKILL)?;
         } else if !asked {
             let signal = start::stop_signal(&run.stop).unwrap_or(Signal::SIGTERM);
-            self.signal(&procfs::roots(&family), signal)?;
+            signal_all(&procfs::roots(&family), signal)?;
         }
         self.wait_gone(iid)
     }
@@ -317,7 +336,8 @@ impl Host {
         }
         self.reap(iid, &mut run);
         self.children().remove(iid);
-        self.erase(iid).map_err(|e| trouble("erase the instance's directory", &e))?;
+        self.erase(iid)
+            .map_err(|e| trouble("erase the instance's directory", &e))?;
         self.ports.release(iid)?;
         self.memory.forget(iid)?;
         Ok(Removal::Gone)
@@ -336,7 +356,11 @@ impl Host {
     /// Finishes erasing what a crash left half erased. Errors are left to the next `remove`, which meets them again.
     pub fn sweep_trash(&self) {
         for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(".trash-")) {
+            if entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(".trash-"))
+            {
                 let _ = erase_dir(&entry.path());
             }
         }
@@ -390,7 +414,10 @@ impl Host {
             Phase::Running(_) | Phase::Init | Phase::Exited => Life::Remains,
             // The broker died between starting it and writing down its pid.
             Phase::Starting | Phase::Idle => {
-                let leader = Leader { pid: first.pid, start: first.start };
+                let leader = Leader {
+                    pid: first.pid,
+                    start: first.start,
+                };
                 run.phase = Phase::Running(leader);
                 Life::Running(leader)
             }
@@ -411,11 +438,6 @@ impl Host {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(false)
-    }
-
-    /// Signals processes that were just looked up. Pids are handed out in turn, so one is not used again this soon.
-    pub fn signal(&self, processes: &[Process], signal: Signal) -> PortResult<()> {
-        processes.iter().try_for_each(|process| kill_one(process.pid, signal))
     }
 
     /// Our children; a poisoned lock only means that a thread died, the list is still right.
@@ -466,6 +488,13 @@ fn being_removed() -> PortError {
     PortError::new(PortErrorKind::Gone, "The instance is being removed.")
 }
 
+/// Signals processes that were just looked up. Pids are handed out in turn, so one is not used again this soon.
+pub(super) fn signal_all(processes: &[Process], signal: Signal) -> PortResult<()> {
+    processes
+        .iter()
+        .try_for_each(|process| kill_one(process.pid, signal))
+}
+
 fn kill_one(pid: i32, signal: Signal) -> PortResult<()> {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
@@ -483,7 +512,10 @@ fn erase_dir(path: &Path) -> io::Result<()> {
 /// Whether the ready port accepts a connection within a second.
 fn answers(facts: &Facts, spec: &ProcessSpec) -> PortResult<bool> {
     let port = facts.ports.get(&spec.ready.tcp).ok_or_else(|| {
-        PortError::invalid(format!("The service has no port named {:?} to wait for.", spec.ready.tcp))
+        PortError::invalid(format!(
+            "The service has no port named {:?} to wait for.",
+            spec.ready.tcp
+        ))
     })?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
     Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok())

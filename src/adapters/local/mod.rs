@@ -2,13 +2,13 @@
 //!
 //! Each instance is one server with its own directory, loopback ports and unprivileged user. What
 //! must stay true:
-//! - a server outlives the broker and is found again by its working directory ([`procfs`]); no pid
+//! - a server outlives the broker and is found again by its working directory (`procfs`); no pid
 //!   file is trusted, and after any crash the next call goes on from what is really there;
 //! - calls for one instance run one after the other across threads and processes: a lock file per
-//!   instance ([`lock`]) is taken before and held until the blocking work has ended, even when
+//!   instance (`lock`) is taken before and held until the blocking work has ended, even when
 //!   the caller gave up waiting, so a later `remove` always sees a finished `apply`;
 //! - no call waits for a server to become ready or to stop; each bounds its own time;
-//! - nothing the service's user can write is trusted ([`files`], [`state`]).
+//! - nothing the service's user can write is trusted (`files`, `state`).
 //!
 //! ```text
 //! <root>/<iid>/            the instance, 0700, owned by the service's user; log/process.log is its output
@@ -113,7 +113,9 @@ impl LocalProvisioner {
     /// Errors: the root is not an absolute path, belongs to somebody else, or may be written by others.
     pub fn new(settings: LocalSettings) -> PortResult<Self> {
         let root = open_root(&settings.root)?;
-        let memory = state::Memory { dir: root.join(".state") };
+        let memory = state::Memory {
+            dir: root.join(".state"),
+        };
         let ports = ports::Ports {
             dir: root.join(".ports"),
             range: settings.port_range,
@@ -156,11 +158,13 @@ impl LocalProvisioner {
     async fn stop_one(&self, iid: &str) -> PortResult<()> {
         // Twice the longest grace, with the half second each look takes.
         for _ in 0..2400 {
-            if self.locked(iid, 400, |host, iid| host.stop(iid)).await?.unwrap_or(false) {
+            if self.locked(iid, 400, Host::stop).await?.unwrap_or(false) {
                 return Ok(());
             }
         }
-        Err(PortError::transient(format!("The processes of {iid} do not end.")))
+        Err(PortError::transient(format!(
+            "The processes of {iid} do not end."
+        )))
     }
 
     /// What can run here and what to install for the rest. Runs each found binary with `--version`, so it may take seconds.
@@ -186,7 +190,11 @@ impl LocalProvisioner {
                 .map(|(name, candidates)| {
                     let path = binaries::find(candidates, &account);
                     let version = path.as_deref().and_then(|path| binaries::version(path, &account));
-                    FoundBinary { name: name.clone(), path, version }
+                    FoundBinary {
+                        name: name.clone(),
+                        path,
+                        version,
+                    }
                 })
                 .collect();
         }
@@ -239,8 +247,10 @@ impl LocalProvisioner {
         work: impl FnOnce(&Host, &str) -> PortResult<T> + Send + 'static,
     ) -> PortResult<Option<T>> {
         if !names::is_name(iid) {
-            return Err(PortError::invalid("The instance's name does not have the form of one.")
-                .with_detail(format!("not a name: {iid:?}")));
+            return Err(
+                PortError::invalid("The instance's name does not have the form of one.")
+                    .with_detail(format!("not a name: {iid:?}")),
+            );
         }
         let path = self.host.memory.lock(iid);
         for attempt in 0..tries {
@@ -252,7 +262,8 @@ impl LocalProvisioner {
                     let done = work(&host, &iid);
                     if !host.exists(&iid) {
                         // Last act under the lock: nothing of a removed (or never known) instance stays.
-                        lock.unlink().map_err(|e| trouble("remove the instance's lock", &e))?;
+                        lock.unlink()
+                            .map_err(|e| trouble("remove the instance's lock", &e))?;
                     }
                     done
                 })
@@ -300,7 +311,8 @@ impl Provisioner for LocalProvisioner {
         let seen = self
             .locked(&instance.iid, 40, move |host, iid| host.observe(iid, &spec))
             .await?;
-        Ok(seen.unwrap_or_else(|| Observation::Progressing(format!("{} is being worked on", instance.offering))))
+        Ok(seen
+            .unwrap_or_else(|| Observation::Progressing(format!("{} is being worked on", instance.offering))))
     }
 
     async fn remove(&self, instance: &InstanceRef) -> PortResult<Removal> {
@@ -330,9 +342,9 @@ fn busy() -> PortError {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> PortResult<T> + Send + 'static) -> PortResult<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(PortError::transient("A step ended unexpectedly; it is tried again.").with_detail(e)))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(PortError::transient("A step ended unexpectedly; it is tried again.").with_detail(e))
+    })
 }
 
 /// Puts a failed system call into words: what we tried goes to the user, the rest to the log.
@@ -350,9 +362,13 @@ fn trouble(what: &str, error: &io::Error) -> PortError {
             PortErrorKind::Denied,
             "permission denied; the broker must run as the user that made the instance, or as root",
         ),
-        _ => (PortErrorKind::Transient, "the machine refused; the log has the reason"),
+        _ => (
+            PortErrorKind::Transient,
+            "the machine refused; the log has the reason",
+        ),
     };
-    PortError::new(kind, format!("The broker could not {what}: {why}.")).with_detail(format!("could not {what}: {error}"))
+    PortError::new(kind, format!("The broker could not {what}: {why}."))
+        .with_detail(format!("could not {what}: {error}"))
 }
 
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
@@ -373,13 +389,18 @@ fn open_root(path: &Path) -> PortResult<PathBuf> {
     // As /proc shows it: without links.
     let root = path.canonicalize().map_err(failed)?;
     only_ours(&root)?;
-    let mode = if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 };
+    let mode = if nix::unistd::geteuid().is_root() {
+        0o711
+    } else {
+        0o700
+    };
     std::fs::set_permissions(&root, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
     Ok(root)
 }
 
 fn only_ours(dir: &Path) -> PortResult<()> {
-    let meta = std::fs::symlink_metadata(dir).map_err(|e| trouble("look at the broker's own directories", &e))?;
+    let meta =
+        std::fs::symlink_metadata(dir).map_err(|e| trouble("look at the broker's own directories", &e))?;
     if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() && meta.mode() & 0o022 == 0 {
         return Ok(());
     }

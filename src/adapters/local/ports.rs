@@ -70,9 +70,12 @@ impl Ports {
         let all: Vec<u16> = self.range.clone().collect();
         let start = self.offset(iid, name, all.len());
         for port in all[start..].iter().chain(&all[..start]).copied() {
-            let other = self.owner(port).is_some_and(|owner| owner != iid && exists(&owner));
+            let other = self
+                .owner(port)
+                .is_some_and(|owner| owner != iid && exists(&owner));
             // The listener made to find out is closed at once; nothing ever connected, so the port is free again.
-            if !other && !have.values().any(|p| *p == port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            if !other && !have.values().any(|p| *p == port) && TcpListener::bind(("127.0.0.1", port)).is_ok()
+            {
                 self.take(iid, port)?;
                 return Ok(port);
             }
@@ -89,7 +92,11 @@ impl Ports {
             hash.update([0]);
             hash.update(part.as_bytes());
         }
-        let number = hash.finalize().iter().take(4).fold(0_usize, |n, b| n << 8 | usize::from(*b));
+        let number = hash
+            .finalize()
+            .iter()
+            .take(4)
+            .fold(0_usize, |n, b| n << 8 | usize::from(*b));
         number.checked_rem(len).unwrap_or(0)
     }
 
@@ -114,7 +121,9 @@ impl Ports {
         for (port, owner) in self.all()? {
             if owner == iid {
                 match std::fs::remove_file(self.dir.join(port.to_string())) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(trouble("release a port", &e)),
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(trouble("release a port", &e));
+                    }
                     _ => {}
                 }
             }
@@ -124,7 +133,11 @@ impl Ports {
 
     /// Instances that have a reservation.
     pub fn owners(&self) -> PortResult<BTreeSet<String>> {
-        Ok(self.all()?.into_values().filter(|owner| names::is_name(owner)).collect())
+        Ok(self
+            .all()?
+            .into_values()
+            .filter(|owner| names::is_name(owner))
+            .collect())
     }
 
     fn all(&self) -> PortResult<BTreeMap<u16, String>> {
@@ -154,14 +167,19 @@ mod tests {
     #[test]
     fn racing_threads_and_ranges() {
         let tmp = tempfile::tempdir().unwrap();
-        let ports = Ports { dir: tmp.path().into(), range: 23400..=23431 };
+        let ports = Ports {
+            dir: tmp.path().into(),
+            range: 23400..=23431,
+        };
         let got: Vec<u16> = std::thread::scope(|scope| {
             let all: Vec<_> = (0..16)
                 .map(|n| {
                     let ports = &ports;
                     scope.spawn(move || {
                         let mut have = BTreeMap::new();
-                        ports.reserve(&iid(n), &["a".into(), "b".into()], &mut have, &|_| true).unwrap();
+                        ports
+                            .reserve(&iid(n), &["a".into(), "b".into()], &mut have, &|_| true)
+                            .unwrap();
                         have.into_values().collect::<Vec<_>>()
                     })
                 })
@@ -172,15 +190,23 @@ mod tests {
         assert_eq!(ports.owners().unwrap().len(), 16);
 
         let mut none = BTreeMap::new();
-        assert!(ports.reserve(&iid(16), &["a".into()], &mut none, &|_| true).is_err());
+        assert!(
+            ports
+                .reserve(&iid(16), &["a".into()], &mut none, &|_| true)
+                .is_err()
+        );
         // What is reserved for an instance that does not exist any more may be taken.
-        ports.reserve(&iid(16), &["a".into()], &mut none, &|owner| owner != iid(3)).unwrap();
+        ports
+            .reserve(&iid(16), &["a".into()], &mut none, &|owner| owner != iid(3))
+            .unwrap();
 
         ports.release(&iid(5)).unwrap();
         ports.release(&iid(5)).unwrap();
         assert!(!ports.owners().unwrap().contains(&iid(5)));
         let mut again = BTreeMap::new();
-        ports.reserve(&iid(17), &["a".into(), "b".into()], &mut again, &|_| true).unwrap();
+        ports
+            .reserve(&iid(17), &["a".into(), "b".into()], &mut again, &|_| true)
+            .unwrap();
     }
 
     #[test]
@@ -188,12 +214,21 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let ports = Ports { dir: tmp.path().into(), range: port..=port };
+        let ports = Ports {
+            dir: tmp.path().into(),
+            range: port..=port,
+        };
         let mut have = BTreeMap::new();
-        assert!(ports.reserve(&iid(0), &["a".into()], &mut have, &|_| true).is_err());
+        assert!(
+            ports
+                .reserve(&iid(0), &["a".into()], &mut have, &|_| true)
+                .is_err()
+        );
         // Ours already: that it is in use now is no reason to lose it.
         have.insert("a".into(), port);
-        ports.reserve(&iid(0), &["a".into()], &mut have, &|_| true).unwrap();
+        ports
+            .reserve(&iid(0), &["a".into()], &mut have, &|_| true)
+            .unwrap();
         assert_eq!(have["a"], port);
         assert!(ports.reserve(&iid(1), &[], &mut have, &|_| true).is_err());
     }

@@ -209,9 +209,15 @@ mod tests {
         std::fs::remove_dir(&dir).unwrap();
         let found = family(&[&dir]).unwrap();
         assert_eq!(found.len(), 1);
-        let leader = Leader { pid, start: found[0].start };
+        let leader = Leader {
+            pid,
+            start: found[0].start,
+        };
         assert!(lives(leader));
-        assert!(!lives(Leader { pid, start: leader.start + 1 }));
+        assert!(!lives(Leader {
+            pid,
+            start: leader.start + 1
+        }));
         child.kill().unwrap();
         for _ in 0..200 {
             if !lives(leader) {

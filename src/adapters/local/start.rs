@@ -6,7 +6,7 @@
 
 use super::binaries::BARE_PATH;
 use super::files::Dir;
-use super::host::{Host, plain_or_invalid};
+use super::host::{self, Host, plain_or_invalid};
 use super::procfs::{self, Leader};
 use super::state::{self, Facts, Phase, Run};
 use super::users::Account;
@@ -39,8 +39,14 @@ pub(super) fn check(spec: &ProcessSpec) -> PortResult<()> {
         plain_or_invalid(&init.creates, "directory")?;
         check_command(&init.command)?;
     }
-    if spec.env.iter().any(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')) {
-        return Err(PortError::invalid("The service's description has an environment variable that cannot be set."));
+    if spec
+        .env
+        .iter()
+        .any(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
+    {
+        return Err(PortError::invalid(
+            "The service's description has an environment variable that cannot be set.",
+        ));
     }
     stop_signal(&spec.stop).map(|_| ())
 }
@@ -94,18 +100,24 @@ impl Start<'_> {
     /// Writes the files, runs init when needed, starts the server. Nothing of the instance may run.
     pub fn go(&self, run: &mut Run) -> PortResult<()> {
         let home = self.host.home(self.iid);
-        let dir = Dir::ensure(&home, &self.facts.account).map_err(|e| trouble("open the instance's directory", &e))?;
-        let log = dir.sub("log").map_err(|e| trouble("open the instance's log", &e))?;
+        let dir = Dir::ensure(&home, &self.facts.account)
+            .map_err(|e| trouble("open the instance's directory", &e))?;
+        let log = dir
+            .sub("log")
+            .map_err(|e| trouble("open the instance's log", &e))?;
         run.stop = self.spec.stop.clone();
         run.stopping = None;
         if let Some(init) = &self.spec.init {
             self.init(init, &dir, &log, run)?;
         }
         for file in self.spec.files.iter().filter(|f| f.init_only) {
-            dir.remove(&file.path).map_err(|e| trouble("remove a file of the initialisation", &e))?;
+            dir.remove(&file.path)
+                .map_err(|e| trouble("remove a file of the initialisation", &e))?;
         }
         write_into(&dir, self.spec, |file| !file.init_only)?;
-        let output = log.append("process.log", LOG_LIMIT).map_err(|e| trouble("open the instance's log", &e))?;
+        let output = log
+            .append("process.log", LOG_LIMIT)
+            .map_err(|e| trouble("open the instance's log", &e))?;
 
         (run.command, run.files) = state::hashes(self.spec);
         run.phase = Phase::Starting;
@@ -118,7 +130,11 @@ impl Start<'_> {
         let pid = i32::try_from(child.id()).unwrap_or(0);
         // Not reaped yet, so its entry is there even if it has ended already.
         let start = procfs::started(pid).unwrap_or(0);
-        self.host.children().entry(self.iid.to_owned()).or_default().push(child);
+        self.host
+            .children()
+            .entry(self.iid.to_owned())
+            .or_default()
+            .push(child);
         run.phase = Phase::Running(Leader { pid, start });
         self.host.memory.keep_run(self.iid, run)
     }
@@ -143,7 +159,7 @@ impl Start<'_> {
         let status = wait(&mut child, INIT_LIMIT_MS);
         // Whatever it left running would be taken for the service later.
         let left = self.host.family(self.iid)?;
-        self.host.signal(&left, Signal::SIGKILL)?;
+        host::signal_all(&left, Signal::SIGKILL)?;
         if status.is_none() {
             let _ = child.kill();
             let _ = wait(&mut child, 2_000);
@@ -187,7 +203,9 @@ impl Start<'_> {
 
     fn wipe_init(&self) -> PortResult<()> {
         match std::fs::remove_dir_all(self.host.home(self.iid).join(INIT)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(trouble("clear the instance's data", &e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(trouble("clear the instance's data", &e))
+            }
             _ => Ok(()),
         }
     }

@@ -197,7 +197,9 @@ impl Memory {
     pub fn forget(&self, iid: &str) -> PortResult<()> {
         for suffix in ["run.tmp", "facts.tmp", "run", "facts"] {
             match std::fs::remove_file(self.dir.join(format!("{iid}.{suffix}"))) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(trouble("forget the instance", &e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(trouble("forget the instance", &e));
+                }
                 _ => {}
             }
         }
@@ -306,14 +308,28 @@ mod tests {
     #[test]
     fn hashes_see_what_matters() {
         let spec = ProcessSpec {
-            files: vec![FileSpec { path: "a".into(), content: "1".into(), ..FileSpec::default() }],
+            files: vec![FileSpec {
+                path: "a".into(),
+                content: "1".into(),
+                ..FileSpec::default()
+            }],
             command: vec!["/bin/x".into()],
             ..ProcessSpec::default()
         };
         let (command, files) = hashes(&spec);
         let mut other = spec.clone();
-        other.files.push(FileSpec { path: "acl".into(), content: "2".into(), keep: true, ..FileSpec::default() });
-        other.files.push(FileSpec { path: "pw".into(), content: "3".into(), init_only: true, ..FileSpec::default() });
+        other.files.push(FileSpec {
+            path: "acl".into(),
+            content: "2".into(),
+            keep: true,
+            ..FileSpec::default()
+        });
+        other.files.push(FileSpec {
+            path: "pw".into(),
+            content: "3".into(),
+            init_only: true,
+            ..FileSpec::default()
+        });
         assert_eq!(hashes(&other), (command.clone(), files.clone()));
         other.files[0].content = "x".into();
         other.env.insert("A".into(), "B".into());
@@ -324,7 +340,9 @@ mod tests {
     #[test]
     fn memory_survives_and_another_boot_does_not() {
         let tmp = tempfile::tempdir().unwrap();
-        let memory = Memory { dir: tmp.path().into() };
+        let memory = Memory {
+            dir: tmp.path().into(),
+        };
         assert_eq!(memory.facts("x").unwrap(), None);
         let mut run = memory.run("x");
         run.crashes = 2;

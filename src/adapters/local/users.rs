@@ -4,7 +4,7 @@
 //! exists. A broker that is not root runs everything as itself.
 
 use crate::ports::{PortError, PortResult};
-use nix::unistd::{AccessFlags, User, geteuid, getegid};
+use nix::unistd::{AccessFlags, User, getegid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,10 @@ pub(super) struct Account {
 pub(super) fn choose(run_as: Option<&str>, candidates: &[String]) -> PortResult<Account> {
     let me = geteuid();
     if !me.is_root() {
-        let name = User::from_uid(me).ok().flatten().map_or_else(|| me.to_string(), |u| u.name);
+        let name = User::from_uid(me)
+            .ok()
+            .flatten()
+            .map_or_else(|| me.to_string(), |u| u.name);
         return match run_as {
             Some(other) if other != name => Err(PortError::denied(format!(
                 "The broker runs as {name} and cannot start services as {other}: start it as root or leave `run_as` out."
@@ -98,8 +101,16 @@ mod tests {
         if !geteuid().is_root() {
             return;
         }
-        assert_eq!(choose(None, &["no-such-user".into(), "root".into()]).unwrap().name, "nobody");
-        assert_eq!(choose(None, &["postgres".into(), "nobody".into()]).unwrap().name, "postgres");
+        assert_eq!(
+            choose(None, &["no-such-user".into(), "root".into()])
+                .unwrap()
+                .name,
+            "nobody"
+        );
+        assert_eq!(
+            choose(None, &["postgres".into(), "nobody".into()]).unwrap().name,
+            "postgres"
+        );
         assert!(choose(Some("root"), &[]).is_err());
         assert!(choose(Some("no-such-user"), &["nobody".into()]).is_err());
     }

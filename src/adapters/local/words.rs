@@ -21,7 +21,9 @@ pub(super) fn last_words(log: &str, spec: &ProcessSpec, home: &Path) -> String {
         .collect();
     let complaint = lines.iter().rposition(|line| {
         let line = line.to_ascii_lowercase();
-        ["fatal", "panic", "error", "[err]"].iter().any(|word| line.contains(word))
+        ["fatal", "panic", "error", "[err]"]
+            .iter()
+            .any(|word| line.contains(word))
     });
     let from = complaint.unwrap_or(lines.len().saturating_sub(1));
     let text: Vec<&str> = lines.iter().skip(from).take(4).map(String::as_str).collect();
@@ -52,7 +54,11 @@ fn secrets(spec: &ProcessSpec) -> Vec<&str> {
         .map(|file| file.content.as_str())
         .chain(spec.env.values().map(String::as_str))
         .flat_map(|text| text.split(|c: char| c.is_whitespace() || "\"'`=:;,<>#@()[]{}|&".contains(c)))
-        .flat_map(|word| [word].into_iter().chain(word.split(['/', '.', '$', '-', '_', '+'])))
+        .flat_map(|word| {
+            [word]
+                .into_iter()
+                .chain(word.split(['/', '.', '$', '-', '_', '+']))
+        })
         .filter(|word| {
             word.chars().count() >= 8
                 && word.chars().any(|c| c.is_ascii_digit() || c.is_uppercase())
@@ -96,13 +102,23 @@ mod tests {
         let words = last_words("one\ntwo maxmemory-policy\n---\n", &spec(), Path::new("/x"));
         assert_eq!(words, "two maxmemory-policy");
         let mut spec = spec();
-        spec.env.insert("SEED".into(), "SUAK7 127.0.0.1 Xy9z-Abcdefgh1".into());
+        spec.env
+            .insert("SEED".into(), "SUAK7 127.0.0.1 Xy9z-Abcdefgh1".into());
         let words = last_words("bad seedXy9z-Abcdefgh1. or Abcdefgh1\n", &spec, Path::new("/x"));
         assert_eq!(words, "bad seed***. or ***");
-        let words = last_words("cannot bind 127.0.0.1:80 by /a/Xy9z-Abcdefgh1!\n", &spec, Path::new("/x"));
+        let words = last_words(
+            "cannot bind 127.0.0.1:80 by /a/Xy9z-Abcdefgh1!\n",
+            &spec,
+            Path::new("/x"),
+        );
         assert_eq!(words, "cannot bind 127.0.0.1:80 by /a/***!");
         let spec = &spec;
         assert_eq!(last_words("", spec, Path::new("/x")), "");
-        assert!(last_words(&"é".repeat(5000), spec, Path::new("/x")).chars().count() <= LONGEST);
+        assert!(
+            last_words(&"é".repeat(5000), spec, Path::new("/x"))
+                .chars()
+                .count()
+                <= LONGEST
+        );
     }
 }

@@ -1,91 +1,45 @@
-//! The application on a real listener, and a client that sends exactly the bytes it is given.
+//! A client that sends exactly the bytes it is given, and an answer taken apart by hand.
 
-use super::world;
-use actix_web::web::ServiceConfig;
-use actix_web::{App, HttpServer};
+use crate::support::broker::{Choices, PASSWORD, TestBroker};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use chandler::engine::{Engine, Runner};
-use chandler::http::{self, Settings, State, auth};
+use chandler::http::Settings;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub const VERSION: (&str, &str) = ("X-Broker-API-Version", "2.17");
 
+/// The `Authorization` of a user.
 pub fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// A running application.
-pub struct Server {
-    pub address: SocketAddr,
-    pub engine: Arc<Engine>,
-    handle: actix_web::dev::ServerHandle,
-    _dir: tempfile::TempDir,
+/// The `Authorization` that is right.
+pub fn right() -> String {
+    basic("cf", PASSWORD)
 }
 
-impl Server {
-    pub async fn start(settings: Settings) -> Self {
-        Self::with(settings, http::configure).await
-    }
+/// A broker with these settings, and a client of its listener.
+pub async fn serve(settings: Settings) -> (TestBroker, Wire) {
+    let broker = TestBroker::with(Choices {
+        http: settings,
+        ..Choices::default()
+    })
+    .await;
+    let address = broker.base.trim_start_matches("http://").parse().unwrap();
+    (broker, Wire { address })
+}
 
-    pub async fn with(settings: Settings, configure: fn(&mut ServiceConfig, Arc<State>)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = world::engine(dir.path()).await;
-        let hash = auth::hash_password("secret").unwrap();
-        let credential = auth::Credential {
-            username: "dev".into(),
-            hash,
-        };
-        let platform = auth::Platform {
-            name: "dev".into(),
-            credentials: vec![credential],
-        };
-        let platforms = Arc::new(auth::Platforms::new(vec![platform]).unwrap());
-        let metrics: http::MetricsText = Arc::new(|| "up 1\n".to_owned());
-        let state = Arc::new(State::new(engine.clone(), settings, platforms, metrics));
-        let server = HttpServer::new(move || {
-            let state = Arc::clone(&state);
-            App::new().configure(move |config| configure(config, state))
-        })
-        .workers(1)
-        .disable_signals()
-        .shutdown_timeout(1)
-        .bind(("127.0.0.1", 0))
-        .unwrap();
-        let address = server.addrs()[0];
-        let server = server.run();
-        let handle = server.handle();
-        actix_web::rt::spawn(server);
-        Self {
-            address,
-            engine,
-            handle,
-            _dir: dir,
-        }
-    }
+/// Asks a listener.
+pub struct Wire {
+    pub address: SocketAddr,
+}
 
-    pub async fn stop(self) {
-        self.handle.stop(false).await;
-        self.engine.store().close().await;
-    }
-
-    /// Does everything that is due.
-    pub async fn work(&self) {
-        let runner = Runner::new(self.engine.clone());
-        for _ in 0..50 {
-            if runner.run_due().await == 0 {
-                return;
-            }
-        }
-        panic!("the work does not end");
-    }
-
+impl Wire {
     pub async fn raw(&self, bytes: &[u8]) -> Reply {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may answer and close before it read everything.
@@ -111,7 +65,7 @@ impl Server {
 
     /// With credentials and version.
     pub async fn api(&self, method: &str, target: &str, body: &str) -> Reply {
-        let authorization = basic("dev", "secret");
+        let authorization = right();
         self.ask(
             method,
             target,

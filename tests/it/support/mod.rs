@@ -1,3 +1,6 @@
 //! What tests share: throwaway databases, a fake clock, a fake world and the broker around them.
 
+pub mod broker;
+pub mod catalog;
 pub mod postgres;
+pub mod world;
