@@ -3,6 +3,7 @@
 
 mod architecture;
 mod crash;
+mod http;
 mod lifecycle;
 mod replicas;
 mod store;
