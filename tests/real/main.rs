@@ -7,3 +7,4 @@
 mod contract;
 mod support;
 mod postgres;
+mod redis;
