@@ -2,9 +2,14 @@
 //!
 //! Every server is started here on loopback in a directory of its own and killed when its guard drops.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods
+)]
 
 mod contract;
-mod support;
 mod postgres;
 mod redis;
+mod support;
