@@ -19,7 +19,7 @@ use tracing::{info, warn};
 /// Rows looked at in one go.
 const PAGE: i64 = 200;
 /// How long a left-over rests before it is tried again.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
 
 /// What one round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
