@@ -580,3 +580,6 @@ fn differing(have: &InstanceAttributes, asked: &InstanceAttributes) -> String {
     }
     fields.join(", ")
 }
+
+#[cfg(test)]
+mod tests;
