@@ -230,9 +230,11 @@ impl Store {
         };
         let clock = self.dialect().now();
         let sql = format!(
-            "UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 WHERE id IN \
-             (SELECT id FROM operations WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} \
-             ORDER BY due_at LIMIT $4{}) RETURNING {OPERATION}",
+            // Materialized: the planner must not run the locking part more than once.
+            "WITH due AS MATERIALIZED (SELECT id AS due_id FROM operations \
+             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} ORDER BY due_at LIMIT $4{}) \
+             UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 \
+             WHERE id IN (SELECT due_id FROM due) RETURNING {OPERATION}",
             self.dialect().skip_locked()
         );
         self.claim_with(sql, owner, lease_ms, vec![now, most], busy).await
