@@ -76,16 +76,18 @@ pub fn grant(label: &str, role: &str) -> Grant {
 
 /// Calls again while the answer is "may pass" or "somebody else was faster", as the engine does; at most ten times.
 pub async fn settle<T, F: Future<Output = PortResult<T>>>(what: &str, mut call: impl FnMut() -> F) -> T {
+    let mut last = String::new();
     for _ in 0..10 {
         match call().await {
             Ok(value) => return value,
             Err(e) if matches!(e.kind, PortErrorKind::Transient | PortErrorKind::Conflict) => {
+                last = format!("{e} ({})", e.detail);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(e) => panic!("{what}: {e} ({})", e.detail),
         }
     }
-    panic!("{what}: did not settle in ten calls");
+    panic!("{what}: did not settle in ten calls: {last}");
 }
 
 /// Waits until the session is cut; panics after five seconds.

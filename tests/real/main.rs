@@ -8,3 +8,4 @@ mod contract;
 mod nats;
 mod support;
 mod postgres;
+mod redis;

@@ -164,7 +164,8 @@ async fn an_administrator_who_is_no_superuser_suffices() {
         &mut tenant,
         "SET ROLE NONE; CREATE SCHEMA mine; CREATE TABLE mine.t (n serial); INSERT INTO mine.t DEFAULT VALUES; \
          CREATE FUNCTION mine.f() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE TYPE mine.e AS ENUM ('a'); \
-         SELECT lo_create(4711); REVOKE ALL ON DATABASE app FROM app_owner",
+         SELECT lo_create(4711); ALTER DATABASE app CONNECTION LIMIT 0; \
+         REVOKE ALL ON DATABASE app FROM app_owner",
     )
     .await;
     kit.revoke(&bound).await;
@@ -273,12 +274,12 @@ async fn come_back(server: &Pg, bound: &Bound, stop: &AtomicBool, entered: &Atom
     let mut held = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         if let Ok(mut connection) = server.connect(&user.handle, user.secret.text("password"), DATABASE).await {
-            entered.fetch_add(1, Ordering::Relaxed);
-            let _ = run(
-                &mut connection,
-                "SET ROLE NONE; BEGIN; ALTER ROLE CURRENT_USER SET work_mem = '1MB'; CREATE TABLE late (n int)",
-            )
-            .await;
+            let nth = entered.fetch_add(1, Ordering::Relaxed);
+            let hinder = format!(
+                "SET ROLE NONE; CREATE TABLE late_{nth} (n int); BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'mine'"
+            );
+            // It fails as soon as it is cut, and one waits for the other.
+            let _ = run(&mut connection, &hinder).await;
             held.push(connection);
         }
     }
@@ -315,25 +316,20 @@ async fn a_hostile_owner_neither_blocks_nor_survives_its_revocation() {
     .await;
     ok(
         &mut things,
-        &format!("GRANT {} TO {} WITH ADMIN OPTION", evil.user.handle, peer.user.handle),
-    )
-    .await;
-    ok(
-        &mut things,
         &format!(
             "RESET ROLE; CREATE TABLE theirs (n int); GRANT ALL ON theirs TO {user} WITH GRANT OPTION; \
              GRANT ALL ON DATABASE app TO {user}; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {user}; \
-             ALTER DATABASE app SET role = 'app_readonly'; ALTER DATABASE app SET post_auth_delay = '60s'; \
+             ALTER DATABASE app SET role = 'app_readonly'; \
              ALTER DATABASE app SET local_preload_libraries = 'nowhere'; ALTER DATABASE app SET exit_on_error = on; \
              ALTER DATABASE app SET default_transaction_read_only = on; ALTER DATABASE app SET search_path = mine; \
              ALTER DATABASE app SET statement_timeout = 1; ALTER DATABASE app SET idle_session_timeout = 1; \
-             ALTER ROLE {user} SET role = 'none'",
+             SET ROLE NONE; ALTER ROLE {user} SET role = 'none'",
             user = evil.user.handle
         ),
     )
     .await;
     // Undo what would keep this very test's tenant connections out.
-    let reset = "ALTER DATABASE app RESET post_auth_delay; ALTER DATABASE app RESET local_preload_libraries; \
+    let reset = "ALTER DATABASE app RESET local_preload_libraries; \
                  ALTER DATABASE app RESET idle_session_timeout; ALTER DATABASE app RESET statement_timeout";
 
     // Sessions that hold what the revocation needs.
@@ -342,8 +338,7 @@ async fn a_hostile_owner_neither_blocks_nor_survives_its_revocation() {
     let mut superuser = server.superuser("postgres").await;
     ok(&mut superuser, reset).await;
     for hold in [
-        "BEGIN; LOCK TABLE mine.t IN ACCESS EXCLUSIVE MODE",
-        "BEGIN; SET LOCAL ROLE NONE; ALTER ROLE CURRENT_USER PASSWORD 'mine'",
+        "BEGIN; SET LOCAL ROLE NONE; LOCK TABLE mine.t IN ACCESS EXCLUSIVE MODE",
         "BEGIN; SET LOCAL ROLE NONE; CREATE TABLE pending (n int)",
         "LISTEN news",
         "SELECT pg_advisory_lock(1)",
@@ -355,35 +350,27 @@ async fn a_hostile_owner_neither_blocks_nor_survives_its_revocation() {
         ok(&mut session, hold).await;
         held.push(session);
     }
-    // Transactions without a session, one of them disguised as the owner's.
-    for (name, disguise) in [("one", ""), ("two'; --", "SET LOCAL ROLE app_owner; ")] {
+    // Transactions without a session, two of them under the owner's name.
+    for transaction in [
+        "LOCK TABLE public.part1; PREPARE TRANSACTION 'one'",
+        "CREATE TABLE public.ghost (n int); SET LOCAL ROLE app_owner; PREPARE TRANSACTION 'two''; --\\'",
+        "ALTER ROLE CURRENT_USER PASSWORD 'mine'; SET LOCAL ROLE app_owner; PREPARE TRANSACTION 'three'",
+    ] {
         let mut session = server.tenant(&evil).await;
-        let name = name.replace('\'', "''");
-        ok(
-            &mut session,
-            &format!(
-                "SET ROLE NONE; SET default_transaction_read_only = off; BEGIN; LOCK TABLE part1; \
-                 ALTER ROLE CURRENT_USER SET work_mem = '2MB'; {disguise}PREPARE TRANSACTION '{name}'"
-            )
-            .replace("LOCK TABLE part1", if disguise.is_empty() { "LOCK TABLE public.part1" } else { "SELECT 1" })
-            .replace(
-                "ALTER ROLE CURRENT_USER SET work_mem = '2MB'",
-                if disguise.is_empty() { "SELECT 1" } else { "CREATE TABLE public.ghost (n int)" },
-            ),
-        )
-        .await;
+        ok(&mut session, "SET ROLE NONE; SET default_transaction_read_only = off").await;
+        ok(&mut session, &format!("BEGIN; {transaction}")).await;
     }
-    assert_eq!(number(&mut superuser, "SELECT count(*) FROM pg_prepared_xacts").await, 2);
+    assert_eq!(number(&mut superuser, "SELECT count(*) FROM pg_prepared_xacts").await, 3);
     ok(
         &mut superuser,
-        "ALTER DATABASE app SET post_auth_delay = '60s'; ALTER DATABASE app SET local_preload_libraries = 'nowhere'; \
+        "ALTER DATABASE app SET local_preload_libraries = 'nowhere'; \
          ALTER DATABASE app SET idle_session_timeout = 1; ALTER DATABASE app SET statement_timeout = 1",
     )
     .await;
-    // The last thing an owner can do to keep everybody out, superusers included.
+    // The last thing an owner can do to keep others out.
     ok(
         held.last_mut().unwrap(),
-        "ALTER DATABASE app WITH ALLOW_CONNECTIONS false",
+        "ALTER DATABASE app CONNECTION LIMIT 0; REVOKE ALL ON DATABASE app FROM app_owner, app_readwrite, app_readonly",
     )
     .await;
 
@@ -439,7 +426,7 @@ async fn coming_back_in_a_loop_does_not_help() {
             tokio::spawn(async move { come_back(&server, &evil, &stop, &entered).await })
         })
         .collect();
-    while entered.load(Ordering::Relaxed) < 8 {
+    while entered.load(Ordering::Relaxed) < 4 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     kit.revoke(&evil).await;
@@ -542,7 +529,8 @@ async fn failures_are_sorted_and_bounded() {
     elsewhere.settings.insert("database".to_owned(), json!("other"));
     let gone = Sql.verify(&elsewhere, &bound.grant, &bound.user).await.unwrap_err();
     assert_eq!(gone.kind, PortErrorKind::Gone);
-    let gone = Sql.issue(&elsewhere, &bound.grant, &bound.user).await.unwrap_err();
+    let stray = kit.generate(grant("stray", "owner"));
+    let gone = Sql.issue(&elsewhere, &stray.grant, &stray.user).await.unwrap_err();
     assert_eq!(gone.kind, PortErrorKind::Gone);
 
     // A peer's lock holds up the tidying, never the shutting out.

@@ -70,6 +70,7 @@ fn rules(role: &str, key_prefix: Option<&str>) -> PortResult<Vec<String>> {
             "-@dangerous",
             "+info",
             "+command",
+            "+acl|whoami",
             "+eval_ro",
             "+evalsha_ro",
             "+fcall_ro",

@@ -107,7 +107,9 @@ pub(super) trait Dialect: Send + Sync {
     fn groups(&self, names: &Names, facts: Facts) -> Vec<String>;
     /// The tenant's database; runs alone.
     fn create_database(&self, names: &Names) -> String;
-    /// Undoes what an owner can do to keep others, even us, out of its database.
+    /// One number: not 0 when an owner keeps members of the group out of its database.
+    fn shut(&self, names: &Names, group: &Ident) -> String;
+    /// Undoes what an owner can do to keep others, even an administrator, out of its database.
     fn reopen(&self, names: &Names, facts: Facts) -> Vec<String>;
     /// Who may connect to which database.
     fn fence(&self, names: &Names, facts: Facts) -> Vec<String>;
@@ -433,6 +435,12 @@ impl<'a> Admin<'a> {
             self.bar(user).await?;
             self.hand_over(user).await?;
         }
+        let (dialect, names) = (self.settings.dialect, &self.settings.names);
+        if self.server.count(&dialect.shut(names, &group)).await? > 0 {
+            // Left behind by an earlier binding; this one must get in.
+            self.server.run(&dialect.reopen(names, self.facts)).await?;
+            self.server.run(&dialect.fence(names, self.facts)).await?;
+        }
         let login = Login {
             user,
             group: &group,
@@ -440,8 +448,7 @@ impl<'a> Admin<'a> {
             valid_until: valid_until.as_deref(),
             connection_limit: self.settings.connection_limit,
         };
-        let statements = self.settings.dialect.login(&self.settings.names, self.facts, &login);
-        self.server.run(&statements).await
+        self.server.run(&dialect.login(names, self.facts, &login)).await
     }
 
     async fn revoke(&mut self, user: &Ident) -> PortResult<()> {

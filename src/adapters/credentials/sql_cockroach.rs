@@ -44,6 +44,14 @@ impl Dialect for CockroachDb {
         format!("CREATE DATABASE IF NOT EXISTS {}", names.database)
     }
 
+    fn shut(&self, names: &Names, group: &Ident) -> String {
+        format!(
+            "SELECT count(*) FROM pg_database WHERE datname = {} AND NOT has_database_privilege({}, oid, 'CONNECT')",
+            names.database.literal(),
+            group.literal()
+        )
+    }
+
     fn reopen(&self, _names: &Names, _facts: Facts) -> Vec<String> {
         // There is nothing an owner could shut the administrator out with.
         Vec::new()
