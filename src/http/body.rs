@@ -18,12 +18,7 @@ use validator::{Validate, ValidationErrorsKind};
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads a whole body of at most `max` bytes, however it is framed. Errors: 413 when it is larger, 400 when it cannot be read.
-<<<<<<< HEAD
-pub(super) async fn read(
-    request: &HttpRequest,
-    payload: web::Payload,
-    max: usize,
-) -> Result<Bytes, Refusal> {
+pub(super) async fn read(request: &HttpRequest, payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
     let headers = request.headers();
     // The server takes all that follows CONNECT or an `Upgrade` for a body without end: waiting for that end would
     // hold the request until the time-out. HTTP/1 has a body only where the head says so, and CONNECT has none.
@@ -33,9 +28,6 @@ pub(super) async fn read(
     if !framed || *request.method() == Method::CONNECT {
         return Ok(Bytes::new());
     }
-=======
-pub(super) async fn read(headers: &HeaderMap, payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
->>>>>>> main
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())

@@ -58,12 +58,12 @@ struct Case {
 async fn hostile_requests_on_sqlite() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/fuzz.db?mode=rwc", dir.path().display());
-    storm(url, 0x5eed, setting("CHANDLER_TEST_CASES", 3000)).await;
+    storm(url, 0x5eed, setting("CHANDLER_TEST_CASES", 2400)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_requests_on_postgresql() {
-    storm(postgres::fresh_url().await, 0xbad5eed, setting("CHANDLER_TEST_CASES", 3000) / 3).await;
+    storm(postgres::fresh_url().await, 0xbad5eed, setting("CHANDLER_TEST_CASES", 2400) / 3).await;
 }
 
 async fn storm(url: String, default_seed: u64, cases: u64) {
@@ -104,7 +104,7 @@ async fn storm(url: String, default_seed: u64, cases: u64) {
     println!("{ran} cases in {:?}: {statuses:?}", start.elapsed());
     assert!(ran >= cases.min(200), "only {ran} cases in {:?}", start.elapsed());
     for status in [200, 201, 202, 400, 401, 404, 405, 409, 410, 412, 413, 422] {
-        assert!(cases < 800 || statuses.contains_key(&status), "no request came to {status}: {statuses:?}");
+        assert!(ran < 1500 || statuses.contains_key(&status), "no request came to {status}: {statuses:?}");
     }
     delete_everything(&broker).await;
     database.pool.close().await;
@@ -119,7 +119,7 @@ fn check(case: &Case, reply: Option<&Reply>, shown: &dyn Fn() -> String) {
         return;
     };
     assert!(reply.status < 500, "{} {}\n{}", reply.status, String::from_utf8_lossy(&reply.body), shown());
-    if case.not_http || case.method == "HEAD" {
+    if case.not_http || case.method == "HEAD" || reply.status == 304 {
         return;
     }
     if let Some(identity) = &case.identity {
@@ -145,11 +145,14 @@ async fn delete_everything(broker: &TestBroker) {
     for instance in broker.engine.store().instances_page("", None, 10_000).await.unwrap() {
         let id = utf8_percent_encode(&instance.instance_id, NON_ALPHANUMERIC);
         let ids = format!("service_id={}&plan_id={}", instance.attributes.service_id, instance.attributes.plan_id);
-        let path = format!("/v2/service_instances/{id}?accepts_incomplete=true&{ids}");
-        let mut request = broker.http.delete(format!("{}{path}", broker.base));
-        request = request.basic_auth(&instance.platform, Some(PASSWORD)).header("X-Broker-API-Version", "2.17");
-        let answer = broker.send(request).await;
-        assert!(matches!(answer.status, 202 | 410), "{} {}", answer.status, answer.text);
+        let auth = BASE64.encode(format!("{}:{PASSWORD}", instance.platform).as_bytes());
+        // As bytes, because a client library makes another path of an id like `..`.
+        let request = format!(
+            "DELETE /v2/service_instances/{id}?accepts_incomplete=true&{ids} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\
+             Authorization: Basic {auth}\r\nX-Broker-API-Version: 2.17\r\n\r\n"
+        );
+        let reply = raw::send(address(broker), request.as_bytes(), false, PATIENCE).await.expect("an answer");
+        assert!(matches!(reply.status, 202 | 410), "{} {request}", reply.status);
     }
     broker.run_until_idle().await;
 }
@@ -660,6 +663,25 @@ async fn senders_that_stop_half_way_are_answered_or_cut_off() {
         }
     }
     assert_eq!(broker.get("/v2/service_instances/x/last_operation").await.status, 404, "nothing was made of half a request");
+    broker.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_http_afterwards_is_answered_at_once() {
+    let broker = TestBroker::start().await;
+    let auth = BASE64.encode(format!("cf:{PASSWORD}").as_bytes());
+    for (method, more, status) in [
+        ("CONNECT", "", 405),
+        ("CONNECT", "Content-Length: 5\r\n", 405),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\n", 200),
+        ("GET", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n", 200),
+    ] {
+        let request = format!(
+            "{method} /v2/catalog HTTP/1.1\r\nHost: b\r\nAuthorization: Basic {auth}\r\nX-Broker-API-Version: 2.17\r\n{more}\r\n"
+        );
+        let reply = raw::send(address(&broker), request.as_bytes(), false, PATIENCE).await.expect("an answer");
+        assert_eq!(reply.status, status, "{request}");
+    }
     broker.end().await;
 }
 

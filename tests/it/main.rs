@@ -6,6 +6,8 @@ mod crash;
 mod fuzz;
 mod http;
 mod lifecycle;
+mod model;
+mod racing;
 mod replicas;
 mod store;
 mod support;

@@ -47,8 +47,8 @@ pub async fn send(to: SocketAddr, request: &[u8], end: bool, limit: Duration) ->
         writer
     });
     let bodiless = request.starts_with(b"HEAD ");
+    let mut got = Vec::new();
     let reading = async {
-        let mut got = Vec::new();
         let mut chunk = vec![0; 64 * 1024];
         loop {
             if let Some((status, head, body)) = complete(&got, bodiless) {
@@ -63,7 +63,8 @@ pub async fn send(to: SocketAddr, request: &[u8], end: bool, limit: Duration) ->
     let read = tokio::time::timeout(limit, reading).await;
     sending.abort();
     let Ok(read) = read else {
-        panic!("no answer within {limit:?} to {:?}", String::from_utf8_lossy(&request[..request.len().min(600)]));
+        let request = String::from_utf8_lossy(&request[..request.len().min(600)]);
+        panic!("no answer within {limit:?} to {request:?}, but {:?}", String::from_utf8_lossy(&got));
     };
     read.map(|(status, head, body)| Reply {
         status,
