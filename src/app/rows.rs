@@ -19,7 +19,6 @@ impl SqlRows {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
 fn unavailable(fail: Fail) -> PortError {
     PortError::transient("The broker's database cannot be used at the moment.").with_detail(fail)
 }

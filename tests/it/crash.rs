@@ -173,7 +173,9 @@ async fn every_kind_every_call_before_and_after() {
                 broker.world.plan(call, when, Effect::Hang, 1);
                 let runner = Runner::new(broker.engine.clone());
                 let dying = tokio::spawn(async move { runner.run_due().await });
-                broker.world.hung.notified().await;
+                tokio::time::timeout(Duration::from_secs(10), broker.world.hung.notified())
+                    .await
+                    .unwrap_or_else(|_| panic!("{kind:?}: {call} {when:?} was not reached"));
                 dying.abort();
                 let _ = dying.await;
                 // Until its lease is over nobody touches the operation.

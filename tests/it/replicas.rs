@@ -76,7 +76,7 @@ async fn a_stolen_lease_stops_the_step() {
         ..Choices::default()
     };
     choices.engine.runs_work = false;
-    choices.engine.lease = Duration::from_millis(600);
+    choices.engine.lease = Duration::from_millis(1500);
     let broker = TestBroker::with(choices).await;
     broker.put("/v2/service_instances/one?accepts_incomplete=true", &catalog::provision_body()).await.expect(202);
     broker.world.plan("apply", When::Before, Effect::Hang, 1);
@@ -84,11 +84,17 @@ async fn a_stolen_lease_stops_the_step() {
     let stuck = tokio::spawn(async move { runner.run_due().await });
     broker.world.hung.notified().await;
     // The heartbeat keeps the lease as long as nobody takes it.
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(broker.run_due().await, 0, "the heartbeat holds the lease");
-    broker.engine.store().expire_leases().await.unwrap();
     let other = broker.replica(&url, "other").await;
-    Runner::new(other.clone()).run_due().await;
+    let thief = Runner::new(other.clone());
+    // The heartbeat may win the lease back in between: steal until it is ours.
+    for _ in 0..50 {
+        broker.engine.store().expire_leases().await.unwrap();
+        if thief.run_due().await > 0 {
+            break;
+        }
+    }
     tokio::time::timeout(Duration::from_secs(5), stuck).await.expect("the stuck step was stopped").unwrap();
     let last = broker.get("/v2/service_instances/one/last_operation").await.expect(200);
     assert_eq!(last.body["state"], "succeeded");

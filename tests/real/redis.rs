@@ -3,7 +3,10 @@
 use crate::contract::{self, Bound, Kit, Server, Session, grant, settle};
 use crate::support::{Redis as Running, endpoint, free_port};
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value as Answer, cmd};
+use ::redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value as Answer,
+    cmd,
+};
 use async_trait::async_trait;
 use chandler::adapters::credentials::redis::Redis;
 use chandler::domain::secret::Secret;
@@ -120,7 +123,12 @@ async fn redis_keeps_the_contract() {
     assert!(!saved.contains(bound.user.secret.text("password")), "{saved}");
     kit.revoke(&bound).await;
     assert!(!server.running.saved_users().contains("b_"));
-    assert!(server.connect(&Secret::from_pairs([("username", "default")])).await.is_err());
+    assert!(
+        server
+            .connect(&Secret::from_pairs([("username", "default")]))
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -153,22 +161,64 @@ async fn roles_allow_what_they_say_and_no_more() {
         (
             "owner",
             &[
-                "SET k v", "GET k", "KEYS *", "SCAN 0", "INFO", "DBSIZE", "PUBLISH c m", "EVAL return(1) 0",
-                "FUNCTION LIST", "CLIENT SETNAME me", "SELECT 1", "MULTI", "DISCARD", "FLUSHDB",
+                "SET k v",
+                "GET k",
+                "KEYS *",
+                "SCAN 0",
+                "INFO",
+                "DBSIZE",
+                "PUBLISH c m",
+                "EVAL return(1) 0",
+                "FUNCTION LIST",
+                "CLIENT SETNAME me",
+                "SELECT 1",
+                "MULTI",
+                "DISCARD",
+                "FLUSHDB",
             ],
             &[],
         ),
         (
             "readwrite",
-            &["SET k v", "GET k", "SCAN 0", "INFO", "PUBLISH c m", "EVAL return(1) 0", "DEL gone", "XADD s * a b"],
+            &[
+                "SET k v",
+                "GET k",
+                "SCAN 0",
+                "INFO",
+                "PUBLISH c m",
+                "EVAL return(1) 0",
+                "DEL gone",
+                "XADD s * a b",
+            ],
             &["KEYS *", "FLUSHDB", "FUNCTION FLUSH", "SCRIPT FLUSH"],
         ),
         (
             "readonly",
-            &["GET k", "SCAN 0", "INFO", "EVAL_RO return(1) 0", "XRANGE s - +", "TTL k", "PFCOUNT none", "MULTI", "EXEC"],
             &[
-                "SET k v", "DEL k", "EXPIRE k 1", "GETDEL k", "KEYS *", "FLUSHDB", "PUBLISH c m", "EVAL return(1) 0",
-                "GETEX k PERSIST", "XADD s * a b", "FUNCTION FLUSH", "RESTORE k 0 x", "COPY k l",
+                "GET k",
+                "SCAN 0",
+                "INFO",
+                "EVAL_RO return(1) 0",
+                "XRANGE s - +",
+                "TTL k",
+                "PFCOUNT none",
+                "MULTI",
+                "EXEC",
+            ],
+            &[
+                "SET k v",
+                "DEL k",
+                "EXPIRE k 1",
+                "GETDEL k",
+                "KEYS *",
+                "FLUSHDB",
+                "PUBLISH c m",
+                "EVAL return(1) 0",
+                "GETEX k PERSIST",
+                "XADD s * a b",
+                "FUNCTION FLUSH",
+                "RESTORE k 0 x",
+                "COPY k l",
             ],
         ),
     ];
@@ -176,11 +226,16 @@ async fn roles_allow_what_they_say_and_no_more() {
         let bound = kit.bind(grant(role, role)).await;
         let mut connection = server.connect(&bound.user.secret).await.unwrap();
         for command in works {
-            send(&mut connection, command).await.unwrap_or_else(|e| panic!("{role} {command}: {e}"));
+            send(&mut connection, command)
+                .await
+                .unwrap_or_else(|e| panic!("{role} {command}: {e}"));
         }
         for command in everywhere.iter().chain(refused) {
             let e = send(&mut connection, command).await.expect_err(command);
-            assert!(e.contains("NoPerm") || e.contains("DEBUG command not allowed"), "{role} {command}: {e}");
+            assert!(
+                e.contains("NoPerm") || e.contains("DEBUG command not allowed"),
+                "{role} {command}: {e}"
+            );
         }
     }
 }
@@ -195,8 +250,16 @@ async fn a_scope_keeps_bindings_apart() {
 
     let bound = kit.bind(scoped("scoped", "owner", "mine:")).await;
     let mut connection = server.connect(&bound.user.secret).await.unwrap();
-    for command in ["SET mine:k v", "GET mine:k", "PUBLISH mine:c m", "DEL mine:k", "EVAL return(1) 0"] {
-        send(&mut connection, command).await.unwrap_or_else(|e| panic!("{command}: {e}"));
+    for command in [
+        "SET mine:k v",
+        "GET mine:k",
+        "PUBLISH mine:c m",
+        "DEL mine:k",
+        "EVAL return(1) 0",
+    ] {
+        send(&mut connection, command)
+            .await
+            .unwrap_or_else(|e| panic!("{command}: {e}"));
     }
     for command in [
         "GET other:k",
@@ -213,7 +276,10 @@ async fn a_scope_keeps_bindings_apart() {
         "FUNCTION FLUSH",
         "CLIENT TRACKING on BCAST",
     ] {
-        assert!(send(&mut connection, command).await.is_err(), "a scoped owner may {command}");
+        assert!(
+            send(&mut connection, command).await.is_err(),
+            "a scoped owner may {command}"
+        );
     }
 
     // Another role, and the scope gone: open sessions follow at once.
@@ -229,7 +295,9 @@ async fn a_scope_keeps_bindings_apart() {
 /// The connection must end, by itself, soon.
 async fn ends<T>(what: &str, waiting: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(5);
-    tokio::time::timeout(limit, waiting).await.unwrap_or_else(|_| panic!("{what} outlived its revocation"))
+    tokio::time::timeout(limit, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("{what} outlived its revocation"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -272,7 +340,9 @@ async fn an_endless_script_does_not_keep_its_user() {
             tokio::spawn(async move {
                 let config = AsyncConnectionConfig::new().set_response_timeout(None);
                 let connecting = client.get_multiplexed_async_connection_with_config(&config);
-                let Ok(mut connection) = connecting.await else { return };
+                let Ok(mut connection) = connecting.await else {
+                    return;
+                };
                 // Again as soon as it is stopped, until the connection is gone.
                 loop {
                     match send(&mut connection, "EVAL while(true)do(function()end)()end 0").await {
@@ -300,7 +370,17 @@ async fn names_and_parameters_cannot_inject() {
     let kit = prepared(&server).await;
     let bound = kit.bind(grant("good", "readonly")).await;
     let target = kit.target();
-    for prefix in ["", "*", "a* ~", "a ~* +@all", "a\n", "a\r\nuser evil on nopass ~* +@all", "[a-z]", "?", "ä"] {
+    for prefix in [
+        "",
+        "*",
+        "a* ~",
+        "a ~* +@all",
+        "a\n",
+        "a\r\nuser evil on nopass ~* +@all",
+        "[a-z]",
+        "?",
+        "ä",
+    ] {
         let grant = scoped("good", "readonly", prefix);
         let error = Redis.issue(&target, &grant, &bound.user).await.unwrap_err();
         assert_eq!(error.kind, PortErrorKind::Invalid, "{prefix:?}");
@@ -310,12 +390,19 @@ async fn names_and_parameters_cannot_inject() {
         let error = Redis.revoke(&target, handle).await.unwrap_err();
         assert_eq!(error.kind, PortErrorKind::Invalid, "{handle:?}");
         let secret = bound.user.secret.clone();
-        let user = NewUser { handle: handle.to_owned(), secret };
+        let user = NewUser {
+            handle: handle.to_owned(),
+            secret,
+        };
         let error = Redis.issue(&target, &bound.grant, &user).await.unwrap_err();
         assert_eq!(error.kind, PortErrorKind::Invalid, "{handle:?}");
     }
     let mut connection = server.connect(&server.admin).await.unwrap();
-    let users: Vec<String> = cmd("ACL").arg("USERS").query_async(&mut connection).await.unwrap();
+    let users: Vec<String> = cmd("ACL")
+        .arg("USERS")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
     assert_eq!(users, [bound.user.handle.as_str(), "chandler", "default"]);
 }
 
@@ -327,7 +414,10 @@ async fn failures_are_sorted_and_bounded() {
 
     let mut stranger = kit.target();
     stranger.admin.insert("password", json!("wrong"));
-    assert_eq!(Redis.prepare(&stranger).await.unwrap_err().kind, PortErrorKind::Denied);
+    assert_eq!(
+        Redis.prepare(&stranger).await.unwrap_err().kind,
+        PortErrorKind::Denied
+    );
 
     let mut nowhere = kit.target();
     nowhere.endpoint.port = free_port();
@@ -341,7 +431,10 @@ async fn failures_are_sorted_and_bounded() {
 
     server.running.process.signal(Signal::SIGSTOP);
     let began = Instant::now();
-    let silent = Redis.verify(&target, &bound.grant, &bound.user).await.unwrap_err();
+    let silent = Redis
+        .verify(&target, &bound.grant, &bound.user)
+        .await
+        .unwrap_err();
     server.running.process.signal(Signal::SIGCONT);
     assert_eq!(silent.kind, PortErrorKind::Transient);
     assert!(began.elapsed() < Duration::from_secs(11), "{:?}", began.elapsed());

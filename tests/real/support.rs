@@ -141,7 +141,13 @@ impl Postgres {
             }
         }
         let initdb = as_postgres("initdb", dir.path())
-            .args(["-U", "chandler", "--auth=scram-sha-256", "--no-sync", "--no-instructions"])
+            .args([
+                "-U",
+                "chandler",
+                "--auth=scram-sha-256",
+                "--no-sync",
+                "--no-instructions",
+            ])
             .args(["--encoding=UTF8", "--locale=C", "--pwfile"])
             .arg(&password_file)
             .arg("-D")
@@ -171,6 +177,14 @@ impl Postgres {
             }
             Process::start(&mut command, Signal::SIGQUIT)
         });
+        // It listens before it lets anybody in; the last line of this file says when it does.
+        for _ in 0..500 {
+            let status = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+            if status.trim_end().ends_with("ready") {
+                break;
+            }
+            sleep(Duration::from_millis(10));
+        }
         Self {
             port,
             password: password.to_owned(),
@@ -182,7 +196,9 @@ impl Postgres {
     /// All the server has logged, every statement included.
     pub fn log(&self) -> String {
         let files = fs::read_dir(self.dir.path().join("data/log")).unwrap();
-        files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+        files
+            .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect()
     }
 }
 
@@ -198,10 +214,13 @@ pub struct Redis {
 impl Redis {
     /// Starts one; `admin_sha256` is the administrator's hashed password.
     pub fn start(admin_sha256: &str) -> Self {
-        Self::start_with(&[("users.acl", &format!("user default off\n{}", administrator(admin_sha256)))], &[
-            "--aclfile",
-            "users.acl",
-        ])
+        Self::start_with(
+            &[(
+                "users.acl",
+                &format!("user default off\n{}", administrator(admin_sha256)),
+            )],
+            &["--aclfile", "users.acl"],
+        )
     }
 
     /// One that keeps its users in memory only.
@@ -210,7 +229,10 @@ impl Redis {
     }
 
     fn start_with(files: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("chandler-redis-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("chandler-redis-")
+            .tempdir()
+            .unwrap();
         for (name, content) in files {
             fs::write(dir.path().join(name), content).unwrap();
         }

@@ -4,7 +4,8 @@
 //! only CREATEROLE and CREATEDB leaves out the attributes it may not name, and makes itself a member of the
 //! roles it acts for. `GRANT … WITH INHERIT, SET` exists, and is needed, from 16 on.
 
-use super::sql::{Dialect, Facts, Login, Names};
+use super::sql::{Dialect, Facts, Login};
+use super::sql_settings::Names;
 use super::sql_text::{Ident, quote_found};
 
 pub(super) struct Postgres;
@@ -98,7 +99,10 @@ impl Dialect for Postgres {
 
     fn create_database(&self, names: &Names) -> String {
         // template0 has no sessions that could be in the way, and nothing was ever put into it.
-        format!("CREATE DATABASE {} OWNER {} TEMPLATE template0", names.database, names.owner)
+        format!(
+            "CREATE DATABASE {} OWNER {} TEMPLATE template0",
+            names.database, names.owner
+        )
     }
 
     fn shut(&self, names: &Names, group: &Ident) -> String {
@@ -159,7 +163,9 @@ impl Dialect for Postgres {
             readonly,
             ..
         } = names;
-        let default = |what: &str, to: &Ident| format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT {what} TO {to}");
+        let default = |what: &str, to: &Ident| {
+            format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT {what} TO {to}")
+        };
         let mut statements = vec![
             default("USAGE ON SCHEMAS", readwrite),
             default("USAGE ON SCHEMAS", readonly),
@@ -255,7 +261,10 @@ impl Dialect for Postgres {
     }
 
     fn sessions(&self, user: &Ident) -> String {
-        format!("SELECT count(*) FROM pg_stat_activity WHERE usename = {}", user.literal())
+        format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = {}",
+            user.literal()
+        )
     }
 
     fn prepared(&self, user: &Ident) -> Option<String> {
@@ -300,7 +309,10 @@ impl Dialect for Postgres {
                AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')))",
             user = user.literal()
         );
-        let schemas = format!("FROM pg_namespace n WHERE n.nspowner = {}::regrole", user.literal());
+        let schemas = format!(
+            "FROM pg_namespace n WHERE n.nspowner = {}::regrole",
+            user.literal()
+        );
         let blobs = format!(
             "FROM pg_largeobject_metadata b WHERE b.lomowner = {}::regrole",
             user.literal()
