@@ -15,6 +15,7 @@ use chandler::engine::Runner;
 use chandler::ports::PortErrorKind;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What makes two PUTs of an instance the same (P-06).
@@ -432,16 +433,19 @@ impl Life<'_> {
         if !waits {
             return request.await;
         }
+        let answered = AtomicBool::new(false);
         let work = async {
-            loop {
+            while !answered.load(Ordering::SeqCst) {
                 self.broker.run_due().await;
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::select! {
-            answer = request => answer,
-            () = work => unreachable!(),
-        }
+        let request = async {
+            let answer = request.await;
+            answered.store(true, Ordering::SeqCst);
+            answer
+        };
+        tokio::join!(request, work).0
     }
 
     /// What is due runs, or all there is to its end.
