@@ -271,7 +271,7 @@ async fn serve(
         _ if listener == Listener::Admin => return Err(Refusal::no_such_path()),
         _ => {}
     }
-    let body = body::read(request.headers(), payload, state.settings.max_body).await?;
+    let body = body::read(request, payload, state.settings.max_body).await?;
 
     let address = request.peer_addr().map(|peer| peer.ip());
     let authorization = request.headers().get(header::AUTHORIZATION);

@@ -3,8 +3,11 @@
 
 mod architecture;
 mod crash;
+mod fuzz;
 mod http;
 mod lifecycle;
+mod model;
+mod racing;
 mod replicas;
 mod store;
 mod support;

@@ -2,5 +2,7 @@
 
 pub mod broker;
 pub mod catalog;
+pub mod chance;
 pub mod postgres;
+pub mod raw;
 pub mod world;
