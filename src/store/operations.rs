@@ -181,7 +181,7 @@ impl Tx {
     }
 
     /// Instance row first, operation row second: every transaction that needs both takes them in this order.
-    async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
+    pub(super) async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
         let lock = self.dialect.for_update();
         if !lock.is_empty() {
             sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM instances WHERE iid = $1{lock}")))
