@@ -5,6 +5,7 @@ pub mod clients;
 pub mod home;
 pub mod platform;
 pub mod process;
+pub mod served;
 #[path = "../../it/support/postgres.rs"]
 pub mod postgres;
 
