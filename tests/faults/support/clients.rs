@@ -180,6 +180,30 @@ pub async fn users(service: Service, port: u16, admin: &Value) -> Vec<String> {
     users
 }
 
+/// Makes a user as the administrator: what a broker does that was held up in the middle of it.
+pub async fn make_user(service: Service, port: u16, admin: &Value, user: &str, password: &str) {
+    let (name, own) = (text(admin, "username"), text(admin, "password"));
+    let made = match service {
+        Service::Postgres => limited(async {
+            let url = format!("postgres://{name}:{own}@127.0.0.1:{port}/postgres?sslmode=disable");
+            let sql = format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'");
+            let mut connection = postgres(&url).await?;
+            connection.execute(sqlx::AssertSqlSafe(sql)).await.map_err(|e| e.to_string())?;
+            Ok(())
+        })
+        .await,
+        Service::Redis => limited(async {
+            let mut connection = redis(&format!("redis://{name}:{own}@127.0.0.1:{port}/0")).await?;
+            let mut command = ::redis::cmd("ACL");
+            command.arg("SETUSER").arg(user).arg("on").arg(format!(">{password}")).arg("~*").arg("+@all");
+            command.query_async::<()>(&mut connection).await.map_err(|e| e.to_string())
+        })
+        .await,
+        Service::Nats => Err("NATS keeps no users".into()),
+    };
+    made.unwrap_or_else(|e| panic!("{}: {e}", service.name()));
+}
+
 async fn postgres(url: &str) -> Result<PgConnection, String> {
     PgConnection::connect(url).await.map_err(|e| e.to_string())
 }
