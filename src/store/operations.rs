@@ -550,7 +550,8 @@ impl Store {
         .await
     }
 
-    /// Test and repair aid: lets every lease run out now, as a crash and a wait would.
+    /// Lets every lease run out now: for who knows that no other worker lives. One that does all the same cannot record
+    /// once its operation is claimed again.
     pub async fn expire_leases(&self) -> Result<(), Fail> {
         self.write(move |tx| {
             Box::pin(async move {
