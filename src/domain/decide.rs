@@ -175,12 +175,20 @@ pub fn update(
             offering.name
         )));
     };
-    let target = target(now, plan_id, request);
+    let target = target(now, plan, request);
     let changing_plan = plan_id != current.plan_id;
+    let asked_version = request.maintenance_version.as_ref();
+    // U-18: an update of an unusable instance may repair it, so it runs even when it changes nothing.
+    let changes = target.attributes != *current
+        || !now.instance.usable
+        || asked_version.is_some_and(|v| now.instance.maintenance_version.as_ref() != Some(v));
 
     // 7
     if let Some(open) = now.open.as_ref().filter(|open| open.kind == OperationKind::Update)
-        && open.target.as_ref() == Some(&target)
+        && let Some(running) = &open.target
+        && changes
+        && running.attributes == target.attributes
+        && asked_version.is_none_or(|v| running.maintenance_version.as_ref() == Some(v))
     {
         return flagged(request.accepts_incomplete).map(|()| UpdateDecision::Running(open.id.clone()));
     }
@@ -214,19 +222,18 @@ pub fn update(
         }
         _ => return Err(Error::concurrency()),
     }
-    // U-18: an update of an unusable instance may repair it, so an identical one runs too.
-    let same = target.attributes == *current && target.maintenance_version == now.instance.maintenance_version;
-    if same && now.instance.usable {
-        return Ok(UpdateDecision::Nothing);
+    if changes {
+        Ok(UpdateDecision::Start((offering.clone(), plan.clone()), Box::new(target)))
+    } else {
+        Ok(UpdateDecision::Nothing)
     }
-    Ok(UpdateDecision::Start((offering.clone(), plan.clone()), Box::new(target)))
 }
 
 /// What the instance would be after this update.
-fn target(now: &InstanceNow, plan_id: &str, request: &Update) -> UpdateTarget {
+fn target(now: &InstanceNow, plan: &Plan, request: &Update) -> UpdateTarget {
     let current = &now.instance.attributes;
     let mut attributes = InstanceAttributes {
-        plan_id: plan_id.to_owned(),
+        plan_id: plan.id.clone(),
         ..current.clone()
     };
     for (name, value) in &request.parameters {
@@ -238,10 +245,8 @@ fn target(now: &InstanceNow, plan_id: &str, request: &Update) -> UpdateTarget {
     }
     UpdateTarget {
         attributes,
-        maintenance_version: request
-            .maintenance_version
-            .clone()
-            .or_else(|| now.instance.maintenance_version.clone()),
+        // G-06: whatever the update was for, it renders the plan as the catalog has it now.
+        maintenance_version: plan.maintenance_version.clone(),
     }
 }
 
