@@ -2,5 +2,6 @@
 
 pub mod broker;
 pub mod catalog;
+pub mod flow;
 pub mod postgres;
 pub mod world;
