@@ -355,6 +355,12 @@ pub fn bind(
     let service_id = filled(&asked.service_id, rotation, &own.service_id);
     let plan_id = filled(&asked.plan_id, rotation, &own.plan_id);
     let (offering, plan) = pick(catalog, service_id, plan_id)?;
+    // R-03, before 7: such a request is wrong whatever exists.
+    if asked.predecessor_binding_id.as_deref() == Some(request.binding_id.as_str()) {
+        return Err(Error::bad_request(
+            "predecessor_binding_id: a binding cannot follow itself; choose a new binding id.",
+        ));
+    }
 
     // 7, and B-05 precedes "does not fit the instance".
     let alive = found.filter(|b| b.binding.state != BindingState::Gone);
@@ -394,7 +400,7 @@ pub fn bind(
         )));
     }
     let attributes = if rotation {
-        inherit(asked, request, &plan, predecessor, now)?
+        inherit(asked, &plan, predecessor, now)?
     } else {
         asked.clone()
     };
@@ -432,7 +438,6 @@ fn filled<'a>(asked: &'a str, rotation: bool, own: &'a str) -> &'a str {
 ///
 fn inherit(
     asked: &BindingAttributes,
-    request: &Bind,
     plan: &Plan,
     predecessor: Option<&BindingNow>,
     now: Millis,
@@ -440,9 +445,6 @@ fn inherit(
     let refuse = |why: &str| Err(Error::bad_request(format!("predecessor_binding_id: {why}")));
     if !plan.binding_rotatable {
         return refuse("bindings of this plan cannot be rotated; make a new binding without it.");
-    }
-    if asked.predecessor_binding_id.as_deref() == Some(request.binding_id.as_str()) {
-        return refuse("a binding cannot follow itself; choose a new binding id.");
     }
     let Some(before) = predecessor else {
         return refuse("there is no such binding on this instance.");
@@ -477,6 +479,7 @@ fn app_guid(attributes: &BindingAttributes) -> Option<&str> {
         .as_ref()
         .and_then(|r| r.get("app_guid"))
         .and_then(serde_json::Value::as_str)
+        .filter(|guid| !guid.is_empty())
         .or(attributes.app_guid.as_deref())
         .filter(|guid| !guid.is_empty())
 }
