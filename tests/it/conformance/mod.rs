@@ -1,1 +1,2 @@
+mod bind;
 mod update;
