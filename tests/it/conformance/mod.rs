@@ -1,2 +1,3 @@
 mod bind;
+mod rotation;
 mod update;
