@@ -1,3 +1,5 @@
 mod bind;
+mod deprovision;
 mod rotation;
+mod unbind;
 mod update;
