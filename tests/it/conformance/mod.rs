@@ -5,3 +5,8 @@ mod common;
 mod errors;
 mod headers;
 mod identifiers;
+mod bind;
+mod deprovision;
+mod rotation;
+mod unbind;
+mod update;
