@@ -292,6 +292,7 @@ fn report(result: Result<SweepReport, Fail>, what: &'static str) {
             for (what, count) in [
                 ("expired_binding", report.expired),
                 ("residual_binding", report.residual),
+                ("stray_user", report.strays),
                 ("stopped_instance", report.revived),
                 ("orphan", report.orphans),
                 ("tombstone", report.purged),
