@@ -219,6 +219,8 @@ impl Store {
 
     /// Ends open connections; writes handed in before are finished first.
     pub async fn close(&self) {
+        // The queue is first come, first served: when this one is done, so are all before it.
+        let _ = self.write(|_| Box::pin(async { Ok(()) })).await;
         self.writes.close().await;
         self.reads.close().await;
     }
