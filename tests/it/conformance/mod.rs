@@ -3,5 +3,8 @@
 mod catalog;
 mod common;
 mod errors;
+mod fetch;
 mod headers;
 mod identifiers;
+mod last_operation;
+mod provision;
