@@ -356,3 +356,8 @@ async fn c18_an_invalid_catalog_is_refused_with_every_reason() {
     // What is served does not depend on what could not be loaded.
     assert_eq!(Choices::default().catalog.len(), sources().len());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c16_no_dashboard_client_is_announced_because_there_is_none() {
+    assert!(!served().await.to_string().contains("dashboard_client"));
+}
