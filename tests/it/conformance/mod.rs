@@ -1,5 +1,6 @@
 mod bind;
 mod deprovision;
+mod quirks;
 mod rotation;
 mod unbind;
 mod update;
