@@ -47,6 +47,7 @@ fn cap() -> Targets {
         .with_default(Level::INFO)
         .with_target("chandler", Level::TRACE)
         .with_target("sqlx", LevelFilter::ERROR)
+        .with_target("actix_server", LevelFilter::WARN)
 }
 
 fn layer<W>(format: Format, filter: EnvFilter, writer: W) -> impl Layer<Registry> + Send + Sync

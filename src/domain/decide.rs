@@ -462,7 +462,7 @@ fn inherit(
     attributes.service_id.clone_from(&old.service_id);
     attributes.plan_id.clone_from(&plan.id);
     if attributes.parameters.is_empty() {
-        attributes.parameters = old.parameters.clone();
+        attributes.parameters.clone_from(&old.parameters);
     }
     if attributes.bind_resource.is_none() {
         attributes.bind_resource.clone_from(&old.bind_resource);
@@ -588,3 +588,6 @@ fn differing(have: &InstanceAttributes, asked: &InstanceAttributes) -> String {
     }
     fields.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,15 @@
 //! Every round looks at rows and at the world and opens ordinary operations or repeats ordinary calls;
 //! it keeps no state, so two replicas sweeping at once only do the same thing twice.
 
-use super::instance_steps::Here;
+use super::instance_steps::{Here, target};
 use super::{Engine, millis};
-use crate::domain::binding::BindingState;
+use crate::domain::binding::{Binding, BindingState};
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
 use crate::ports::{InstanceRef, Observation, PortError, Removal};
 use crate::store::Fail;
+use crate::telemetry;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +19,12 @@ use tracing::{info, warn};
 
 /// Rows looked at in one go.
 const PAGE: i64 = 200;
+/// Ended bindings whose servers are asked in one round, the latest first.
+const MOST_ENDED: i64 = 500;
 /// How long a left-over rests before it is tried again.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
+/// How long after the end of a binding its user may be made again by a worker that was held up.
+const HELD_UP: Duration = Duration::from_hours(1);
 
 /// What one round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,6 +33,8 @@ pub struct SweepReport {
     pub expired: usize,
     /// Revocations opened for what failed binds and unbinds left.
     pub residual: usize,
+    /// Revocations opened because a user was there again after its binding had ended.
+    pub strays: usize,
     /// Instances that had stopped and were started again.
     pub revived: usize,
     /// Things outside without a row, removed.
@@ -53,6 +61,7 @@ impl Sweeper {
             report(self.bindings().await, "bindings");
             report(self.revive().await, "revive");
             if last_world.is_none_or(|at| at.elapsed() >= seldom) {
+                report(self.strays().await, "strays");
                 report(self.orphans().await, "orphans");
                 report(self.purge().await, "purge");
                 last_world = Some(tokio::time::Instant::now());
@@ -68,9 +77,11 @@ impl Sweeper {
     pub async fn once(&self) -> Result<SweepReport, Fail> {
         let bindings = self.bindings().await?;
         let revived = self.revive().await?.revived;
+        let strays = self.strays().await?.strays;
         let orphans = self.orphans().await?.orphans;
         let purged = self.purge().await?.purged;
         Ok(SweepReport {
+            strays,
             revived,
             orphans,
             purged,
@@ -90,6 +101,48 @@ impl Sweeper {
             report.residual += usize::from(engine.revoke_by_ourselves(&binding).await?);
         }
         Ok(report)
+    }
+
+    /// Takes access away again from users that came back after their binding had ended.
+    ///
+    /// A worker that is held up between its last look and its act can make a user after another worker has revoked it;
+    /// what it records does not count, but the user is there. Servers are asked only where a binding ended lately.
+    pub async fn strays(&self) -> Result<SweepReport, Fail> {
+        let engine = &self.engine;
+        let mut report = SweepReport::default();
+        let mut ended: BTreeMap<String, Vec<Binding>> = BTreeMap::new();
+        for binding in engine.store.ended_bindings(engine.now() - millis(HELD_UP), MOST_ENDED).await? {
+            ended.entry(binding.iid.clone()).or_default().push(binding);
+        }
+        for (iid, bindings) in ended {
+            let users = match self.users(&iid).await? {
+                Ok(users) => users,
+                Err(error) => {
+                    warn!(%iid, detail = %error.detail, "could not list the users of an instance");
+                    continue;
+                }
+            };
+            for binding in bindings.iter().filter(|b| users.contains(&b.handle)) {
+                warn!(%iid, bid = %binding.bid, "the user of a binding that has ended is there again; revoking it");
+                report.strays += usize::from(engine.revoke_by_ourselves(binding).await?);
+            }
+        }
+        Ok(report)
+    }
+
+    /// The binding users that an instance's server knows; none while the instance is not ready.
+    async fn users(&self, iid: &str) -> Result<Result<Vec<String>, PortError>, Fail> {
+        let Some(now) = self.engine.store.instance(iid).await? else {
+            return Ok(Ok(Vec::new()));
+        };
+        if now.instance.state != InstanceState::Ready {
+            return Ok(Ok(Vec::new()));
+        }
+        Ok(match target(&self.engine, &now.instance).await {
+            Ok(Some((mechanism, target))) => mechanism.list(&target).await,
+            Ok(None) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        })
     }
 
     /// Brings instances back that stopped, where nobody else does.
@@ -132,7 +185,6 @@ impl Sweeper {
                 }
                 warn!(iid = %instance.iid, why, "an instance had stopped; starting it again");
                 provisioner.apply(&here.reference, &desired).await?;
-                metrics::counter!("chandler_sweep_total", "what" => "revived").increment(1);
                 Ok(true)
             }
             Observation::Ready(_) | Observation::Progressing(_) => Ok(false),
@@ -236,7 +288,20 @@ impl Sweeper {
 fn report(result: Result<SweepReport, Fail>, what: &'static str) {
     match result {
         Ok(report) if report == SweepReport::default() => {}
-        Ok(report) => info!(?report, what, "swept"),
+        Ok(report) => {
+            for (what, count) in [
+                ("expired_binding", report.expired),
+                ("residual_binding", report.residual),
+                ("stopped_instance", report.revived),
+                ("orphan", report.orphans),
+                ("tombstone", report.purged),
+            ] {
+                if count > 0 {
+                    telemetry::swept(what, u64::try_from(count).unwrap_or(u64::MAX));
+                }
+            }
+            info!(?report, what, "swept");
+        }
         Err(fail) => warn!(error = %fail, what, "could not sweep; trying again"),
     }
 }

@@ -172,7 +172,17 @@ impl Store {
 
     /// Brings the schema to this version; safe when several replicas start at once.
     pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        migrator().run(self.writes.pool()).await
+        let mut tries = 0;
+        loop {
+            match migrator().run(self.writes.pool()).await {
+                // PostgreSQL has a lock for this; on SQLite the slower of two processes finds the work done by the other.
+                Err(_) if self.dialect == Dialect::Sqlite && tries < 5 => {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(50 * tries)).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Which database it is.

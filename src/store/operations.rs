@@ -181,7 +181,7 @@ impl Tx {
     }
 
     /// Instance row first, operation row second: every transaction that needs both takes them in this order.
-    async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
+    pub(super) async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
         let lock = self.dialect.for_update();
         if !lock.is_empty() {
             sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM instances WHERE iid = $1{lock}")))
@@ -230,9 +230,11 @@ impl Store {
         };
         let clock = self.dialect().now();
         let sql = format!(
-            "UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 WHERE id IN \
-             (SELECT id FROM operations WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} \
-             ORDER BY due_at LIMIT $4{}) RETURNING {OPERATION}",
+            // Materialized: the planner must not run the locking part more than once.
+            "WITH due AS MATERIALIZED (SELECT id AS due_id FROM operations \
+             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} ORDER BY due_at LIMIT $4{}) \
+             UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 \
+             WHERE id IN (SELECT due_id FROM due) RETURNING {OPERATION}",
             self.dialect().skip_locked()
         );
         self.claim_with(sql, owner, lease_ms, vec![now, most], busy).await
@@ -548,7 +550,8 @@ impl Store {
         .await
     }
 
-    /// Test and repair aid: lets every lease run out now, as a crash and a wait would.
+    /// Lets every lease run out now: for who knows that no other worker lives. One that does all the same cannot record
+    /// once its operation is claimed again.
     pub async fn expire_leases(&self) -> Result<(), Fail> {
         self.write(move |tx| {
             Box::pin(async move {

@@ -4,8 +4,11 @@
 mod architecture;
 mod conformance;
 mod crash;
+mod fuzz;
 mod http;
 mod lifecycle;
+mod model;
+mod racing;
 mod replicas;
 mod store;
 mod support;
