@@ -1,6 +1,6 @@
 //! PUT and GET of a binding: rules B-01 to B-19, F-01 to F-04, and K for what binding leaves behind.
 
-use crate::support::broker::{Answer, Choices, PASSWORD, TestBroker};
+use crate::support::broker::{Answer, PASSWORD, TestBroker};
 use crate::support::catalog::{self, ALPHA, BARE, BETA, BETA_SMALL, MEDIUM, SHORT, SMALL, bind_body, ids};
 use crate::support::flow::{LATER, binding, delete_later, instance};
 use crate::support::world::{Effect, When};
@@ -500,18 +500,6 @@ async fn i05_a_binding_id_may_be_used_again_after_unbind() {
     assert!(!broker.opens(&first) && broker.opens(&second), "the old password does not come back with the id");
     assert_eq!(second["role"], "owner");
     assert_eq!(broker.get(&binding("a")).await.expect(200).body["parameters"], json!({"role": "owner"}));
-    broker.deleted_and_end().await;
-
-    // The same where the backend is told the whole list of who is out.
-    let mut choices = Choices::default();
-    choices.engine.runs_work = true;
-    let broker = TestBroker::with(choices).await;
-    *broker.world.whole_list.lock().unwrap() = true;
-    broker.provisioned("one").await;
-    broker.bound("one", "a").await;
-    broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
-    broker.bound("one", "b").await;
-    broker.delete(&format!("{}?{}", binding("b"), ids())).await.expect(200);
     broker.deleted_and_end().await;
 }
 

@@ -11,6 +11,7 @@ mod headers;
 mod identifiers;
 mod bind;
 mod deprovision;
+mod quirks;
 mod rotation;
 mod unbind;
 mod update;
