@@ -29,7 +29,7 @@ pub struct Expected {
 /// The broker's own state, opened beside the broker.
 pub struct State {
     pub store: Store,
-    sealed: SealedStore<SqlRows>,
+    pub sealed: SealedStore<SqlRows>,
     platform: String,
 }
 

@@ -73,7 +73,7 @@ impl Answer {
 
 /// The broker died, or never lived, while a request was on its way.
 #[derive(Debug)]
-pub struct Lost(pub String);
+pub struct Lost(#[expect(dead_code, reason = "shown when an assertion fails")] pub String);
 
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
