@@ -205,6 +205,11 @@ impl Broker {
             std::thread::sleep(Duration::from_millis(1));
         }
         broker.ready_after = started.elapsed();
+        // The first log-in costs a password check; what follows is remembered.
+        let first = broker.call("GET", "/v2/catalog", "")?;
+        if first.status != 200 {
+            bail!("GET /v2/catalog answered {}", first.status);
+        }
         Ok(broker)
     }
 

@@ -9,8 +9,6 @@ pub enum Limit {
     AtLeast(f64),
     /// The figure must not pass it.
     AtMost(f64),
-    /// No limit is stated.
-    None,
 }
 
 /// One line of the table.
@@ -55,26 +53,20 @@ impl Report {
                 line.found,
                 line.shown(),
                 line.limit_shown(),
-                match line.met() {
-                    Some(true) => "pass",
-                    Some(false) => "**falls short**",
-                    None => "",
-                }
+                if line.met() { "pass" } else { "**falls short**" }
             );
         }
-        let judged: Vec<_> = self.0.iter().filter_map(Line::met).collect();
-        let met = judged.iter().filter(|met| **met).count();
-        let _ = writeln!(text, "\n{met} of {} limits met.", judged.len());
+        let met = self.0.iter().filter(|line| line.met()).count();
+        let _ = writeln!(text, "\n{met} of {} limits met.", self.0.len());
         text
     }
 }
 
 impl Line {
-    fn met(&self) -> Option<bool> {
+    fn met(&self) -> bool {
         match self.limit {
-            Limit::AtLeast(limit) => Some(self.figure >= limit),
-            Limit::AtMost(limit) => Some(self.figure <= limit),
-            Limit::None => None,
+            Limit::AtLeast(limit) => self.figure >= limit,
+            Limit::AtMost(limit) => self.figure <= limit,
         }
     }
 
@@ -86,7 +78,6 @@ impl Line {
         match self.limit {
             Limit::AtLeast(limit) => format!("≥ {limit}{}", self.unit),
             Limit::AtMost(limit) => format!("≤ {limit}{}", self.unit),
-            Limit::None => String::new(),
         }
     }
 }
