@@ -54,11 +54,12 @@ enum Command {
     Instances(operators::InstancesCommand),
     /// Look at this machine: what can be provisioned, what is missing, what to do.
     Doctor(Where),
-    /// Print a generated document.
-    Print {
-        /// Which one.
-        #[arg(value_enum)]
-        what: Document,
+    /// Write the files that are generated from the code: API document, configuration reference, catalogue table.
+    #[command(hide = true)]
+    Generate {
+        /// The repository, or another directory to compare with it.
+        #[arg(long)]
+        dir: PathBuf,
     },
 }
 
@@ -128,18 +129,6 @@ enum SecretsCommand {
 enum PlatformsCommand {
     /// Read a password from standard input and print its argon2id hash, for `password_hash`.
     HashPassword,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Document {
-    /// The API's OpenAPI document (JSON).
-    Openapi,
-    /// The configuration's JSON schema.
-    ConfigSchema,
-    /// The configuration's reference (Markdown).
-    ConfigReference,
-    /// The table of offerings and plans (Markdown).
-    CatalogTable,
 }
 
 /// Which broker a command is about.
@@ -226,7 +215,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Doctor(place) => operators::doctor(&place),
-        Command::Print { what } => print_document(what),
+        Command::Generate { dir } => generate(&dir),
     }
 }
 
@@ -249,7 +238,12 @@ impl std::error::Error for Quiet {}
 
 fn catalog_check(dirs: &[PathBuf]) -> anyhow::Result<()> {
     let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
-    let sources = app::catalog::sources(dirs)?;
+    let settings = config::Catalog {
+        builtin: dirs.is_empty(),
+        dirs: dirs.to_vec(),
+        ..config::Catalog::default()
+    };
+    let sources = app::catalog::sources(&settings)?;
     match app::catalog::check(&sources, &app::mechanisms(&clock)) {
         Ok(catalog) => {
             let plans: usize = catalog.offerings.iter().map(|o| o.plans.len()).sum();
@@ -277,16 +271,20 @@ fn hash_password() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_document(what: Document) -> anyhow::Result<()> {
-    match what {
-        Document::Openapi => print!("{}", crate::http::openapi::document_json()),
-        Document::ConfigSchema => print!("{}", config::config_schema_json()),
-        Document::ConfigReference => print!("{}", config::config_reference()),
-        Document::CatalogTable => {
-            let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
-            let catalog = app::catalog::load(&[], &app::mechanisms(&clock))?;
-            print!("{}", operators::catalog_table(&catalog));
+fn generate(dir: &std::path::Path) -> anyhow::Result<()> {
+    let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
+    let catalog = app::catalog::load(&config::Catalog::default(), &app::mechanisms(&clock))?;
+    for (name, text) in [
+        ("openapi/chandler.json", crate::http::openapi::document_json()),
+        ("docs/config.schema.json", config::config_schema_json()),
+        ("docs/configuration.md", config::config_reference()),
+        ("docs/catalog.md", operators::catalog_table(&catalog)),
+    ] {
+        let path = dir.join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
         }
+        std::fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
     }
     Ok(())
 }

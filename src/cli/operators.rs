@@ -156,7 +156,7 @@ pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
     let config = place.config()?;
     let store = app::open_store(&config).await?;
     let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
-    let catalog = app::catalog::load(&config.catalog.dirs, &app::mechanisms(&clock)).unwrap_or_default();
+    let catalog = app::catalog::load(&config.catalog, &app::mechanisms(&clock)).unwrap_or_default();
     println!("{:<26}  {:<18}  {:<22}  {:<12}  {:<8}  PLATFORM'S ID", "INSTANCE", "STATE", "SERVICE", "PLATFORM", "BINDINGS");
     let mut after = String::new();
     loop {
@@ -224,7 +224,7 @@ pub(super) fn doctor(place: &Where) -> anyhow::Result<()> {
 fn report(config: &Config) -> anyhow::Result<()> {
     let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
     let mechanisms = app::mechanisms(&clock);
-    let catalog = app::catalog::load(&config.catalog.dirs, &mechanisms)?;
+    let catalog = app::catalog::load(&config.catalog, &mechanisms)?;
     let local = app::local_provisioner(config)?;
     println!("What this machine can provision:\n");
     for (offering, row) in catalog.offerings.iter().zip(local.doctor(&catalog.offerings)) {

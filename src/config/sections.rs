@@ -199,7 +199,9 @@ impl Default for Store {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Catalog {
-    /// Directories that each hold `catalog/<service>/` and `plans/<service>/`, read in this order. At least one.
+    /// Serve the offerings this program carries. A directory may replace any file of theirs.
+    pub builtin: bool,
+    /// Directories that each hold `catalog/<service>/` and `plans/<service>/`, read in this order; a later one wins.
     pub dirs: Vec<PathBuf>,
     /// Seconds between two looks for changed files; 0 reads the catalog at start only.
     #[schemars(range(max = 86400))]
@@ -209,6 +211,7 @@ pub struct Catalog {
 impl Default for Catalog {
     fn default() -> Self {
         Self {
+            builtin: true,
             dirs: Vec::new(),
             reload_seconds: 10,
         }

@@ -27,7 +27,9 @@ pub struct Desired {
 
 impl fmt::Debug for Desired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Desired").field("hash", &self.hash).finish_non_exhaustive()
+        f.debug_struct("Desired")
+            .field("hash", &self.hash)
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,9 +169,9 @@ pub fn render(
         None => None,
         Some(template) => {
             let mut spec = template.spec.fill(&scope).map_err(|e| below("process", e))?;
-            as_text(spec.pointer_mut("/command"));
-            as_text(spec.pointer_mut("/init/command"));
-            as_text(spec.get_mut("env"));
+            as_text(&mut spec, "/command");
+            as_text(&mut spec, "/init/command");
+            as_text(&mut spec, "/env");
             let mut spec: ProcessSpec = typed(spec).map_err(|e| below("process", e))?;
             spec.user.clone_from(&template.user);
             spec.ports.clone_from(&template.ports);
@@ -178,15 +180,31 @@ pub fn render(
     };
     let mut objects = Vec::with_capacity(offering.objects.len());
     for (i, template) in offering.objects.iter().enumerate() {
-        objects.push(template.fill(&scope).map_err(|e| below(&format!("objects[{i}]"), e))?);
+        objects.push(
+            template
+                .fill(&scope)
+                .map_err(|e| below(&format!("objects[{i}]"), e))?,
+        );
     }
     let hash = hash(process.as_ref(), &objects);
-    Ok(Desired { process, objects, hash })
+    Ok(Desired {
+        process,
+        objects,
+        hash,
+    })
 }
 
 /// Fills `settings` of a `binding.yaml`. The scope is an instance's; `plan` is added here, secrets are not to be had.
-pub fn settings(binding: &BindingTemplate, plan: &Plan, scope: &Scope) -> Result<Map<String, Value>, ExprError> {
-    match binding.settings.fill(&with_plan(scope, plan)).map_err(|e| below("settings", e))? {
+pub fn settings(
+    binding: &BindingTemplate,
+    plan: &Plan,
+    scope: &Scope,
+) -> Result<Map<String, Value>, ExprError> {
+    match binding
+        .settings
+        .fill(&with_plan(scope, plan))
+        .map_err(|e| below("settings", e))?
+    {
         Value::Object(settings) => Ok(settings),
         _ => Err(error("settings", "must be a map")),
     }
@@ -218,9 +236,16 @@ pub struct BindingFacts<'a> {
 /// The scope of a binding's expressions. `endpoints` is a map by name: `endpoints.monitor.port`.
 pub fn binding_scope(facts: &BindingFacts<'_>) -> Scope {
     let endpoint = |e: &Endpoint| json!({"name": e.name, "host": e.host, "port": e.port});
-    let endpoints: Map<String, Value> = facts.endpoints.iter().map(|e| (e.name.clone(), endpoint(e))).collect();
+    let endpoints: Map<String, Value> = facts
+        .endpoints
+        .iter()
+        .map(|e| (e.name.clone(), endpoint(e)))
+        .collect();
     Map::from_iter([
-        ("instance".to_owned(), instance(facts.iid, facts.offering, facts.plan)),
+        (
+            "instance".to_owned(),
+            instance(facts.iid, facts.offering, facts.plan),
+        ),
         ("plan".to_owned(), Value::Object(facts.plan.values.clone())),
         ("params".to_owned(), Value::Object(facts.params.clone())),
         ("role".to_owned(), facts.role.into()),
@@ -238,7 +263,10 @@ pub fn binding_credentials(
     binding: &BindingTemplate,
     scope: &Scope,
 ) -> Result<(Secret, Vec<EndpointView>), ExprError> {
-    let mut credentials = binding.credentials.fill(scope).map_err(|e| below("credentials", e))?;
+    let mut credentials = binding
+        .credentials
+        .fill(scope)
+        .map_err(|e| below("credentials", e))?;
     drop_nulls(&mut credentials);
     let Value::Object(credentials) = credentials else {
         return Err(error("credentials", "must be a map"));
@@ -257,7 +285,12 @@ fn view(endpoint: &Value) -> Result<EndpointView, &'static str> {
         return Err("needs a host");
     }
     let mut ports = Vec::new();
-    for port in endpoint.get("ports").and_then(Value::as_array).into_iter().flatten() {
+    for port in endpoint
+        .get("ports")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let text = match port {
             Value::Number(number) => number.to_string(),
             Value::String(text) => text.clone(),
@@ -276,7 +309,10 @@ fn view(endpoint: &Value) -> Result<EndpointView, &'static str> {
     if ports.is_empty() {
         return Err("needs at least one port");
     }
-    let protocol = endpoint.get("protocol").map_or(Some("tcp"), Value::as_str).unwrap_or_default();
+    let protocol = endpoint
+        .get("protocol")
+        .map_or(Some("tcp"), Value::as_str)
+        .unwrap_or_default();
     if !["tcp", "udp", "all"].contains(&protocol) {
         return Err("protocol must be tcp, udp or all");
     }
@@ -310,13 +346,13 @@ fn below(prefix: &str, e: ExprError) -> ExprError {
 }
 
 /// Numbers and booleans in arguments and environment as text: `${ports.client}` alone is a number.
-fn as_text(value: Option<&mut Value>) {
+fn as_text(spec: &mut Value, pointer: &str) {
     let scalar = |value: &mut Value| {
         if value.is_number() || value.is_boolean() {
             *value = Value::String(value.to_string());
         }
     };
-    match value {
+    match spec.pointer_mut(pointer) {
         Some(Value::Array(items)) => items.iter_mut().for_each(scalar),
         Some(Value::Object(members)) => members.values_mut().for_each(scalar),
         _ => {}
@@ -388,5 +424,166 @@ fn canonical(value: &Value, text: &mut String) {
             text.push(']');
         }
         other => text.push_str(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+    use crate::domain::catalog::{Catalog, KnownMechanisms, ProcessTemplate, Sources};
+    use crate::domain::expr::Template;
+    use std::sync::Arc;
+
+    fn offering() -> (Offering, Arc<Plan>) {
+        let sources = Sources::from_iter([
+            (
+                "catalog/s/offering.yaml".to_owned(),
+                "id: 11111111-1111-4111-8111-111111111111\nname: s\ndescription: S\nruns_on: [kubernetes]\n"
+                    .to_owned(),
+            ),
+            (
+                "plans/s/p.yaml".to_owned(),
+                "id: 22222222-2222-4222-8222-222222222222\nname: p\ndescription: P\nvalues: {n: 3}\n"
+                    .to_owned(),
+            ),
+        ]);
+        let catalog = Catalog::load(&sources, &KnownMechanisms).unwrap();
+        let offering = (*catalog.offerings[0]).clone();
+        let plan = offering.plans[0].clone();
+        (offering, plan)
+    }
+
+    fn with_process(spec: Value) -> (Offering, Arc<Plan>) {
+        let (mut offering, plan) = offering();
+        offering.process = Some(ProcessTemplate {
+            user: vec!["nobody".into()],
+            binaries: BTreeMap::new(),
+            install: String::new(),
+            ports: vec!["client".into()],
+            spec: Template::compile(spec).unwrap(),
+        });
+        (offering, plan)
+    }
+
+    fn rendered(spec: Value, port: u16) -> Result<Desired, ExprError> {
+        let (offering, plan) = with_process(spec);
+        let placement = Map::from_iter([("ports".to_owned(), json!({"client": port}))]);
+        let scope = instance_scope("iid", "cf", &offering, &plan, &Map::new(), &placement);
+        let admin = Secret::from_pairs([("password", "hunter2hunter2")]);
+        render(&offering, &plan, &scope, &admin, &Secret::default())
+    }
+
+    #[test]
+    fn numbers_in_arguments_and_environment_become_text() {
+        let spec = json!({
+            "command": ["/b", "${ports.client}", "${plan.n}"], "env": {"N": "${plan.n}", "ON": "${plan.n > 2}"},
+            "ready": {"tcp": "client"},
+        });
+        let desired = rendered(spec, 4000).unwrap();
+        let process = desired.process.unwrap();
+        assert_eq!(process.command, ["/b", "4000", "3"]);
+        assert_eq!(process.env["ON"], "true");
+        assert_eq!(
+            (process.user, process.ports),
+            (vec!["nobody".to_owned()], vec!["client".to_owned()])
+        );
+    }
+
+    #[test]
+    fn the_hash_follows_what_is_rendered() {
+        let spec = || json!({"command": ["/b", "${ports.client}"], "ready": {"tcp": "client"}});
+        let hash = |port| rendered(spec(), port).unwrap().hash;
+        assert_eq!(hash(4000), hash(4000));
+        assert_ne!(hash(4000), hash(4001));
+        assert_eq!(hash(4000).len(), 64);
+    }
+
+    #[test]
+    fn errors_say_where_and_never_a_secret() {
+        for (spec, path) in [
+            (
+                json!({"command": ["/b"], "ready": {"tcp": "${admin}"}}),
+                "process.ready.tcp",
+            ),
+            (
+                json!({"command": "${admin.password}", "ready": {"tcp": "c"}}),
+                "process.command",
+            ),
+            (
+                json!({"command": ["/b"], "change": "${admin.password}", "ready": {"tcp": "c"}}),
+                "process.change",
+            ),
+            (
+                json!({"command": ["/b"], "stop": {"grace": "${admin.password}"}, "ready": {"tcp": "c"}}),
+                "process.stop.grace",
+            ),
+            (
+                json!({"command": ["/b"], "files": [{"path": "a", "content": "${admin.nope}"}]}),
+                "process.files[0].content",
+            ),
+            (json!({"command": ["/b"]}), "process"),
+        ] {
+            let error = rendered(spec.clone(), 1).expect_err("fails");
+            assert_eq!(error.path, path, "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nulls_are_left_out_of_credentials_at_every_depth() {
+        let binding = BindingTemplate {
+            mechanism: "sql".into(),
+            settings: Template::compile(json!({"n": "${plan.n}"})).unwrap(),
+            endpoint: "client".into(),
+            default_role: "owner".into(),
+            roles: vec!["owner".into()],
+            credentials: Template::compile(json!({
+                "password": "${user.password}", "none": "${null}", "in": {"none": null, "list": [null, 1]}, "role": "${role}",
+                "monitor": "${endpoints.monitor.port}", "iid": "${instance.iid}",
+            }))
+            .unwrap(),
+            endpoints: Template::compile(json!([
+                {"host": "${endpoint.host}", "ports": ["${endpoint.port}", "9000-9010"]},
+                {"host": "h", "ports": ["1"], "protocol": "udp"},
+            ]))
+            .unwrap(),
+            requires_app: false,
+        };
+        let (offering, plan) = offering();
+        let client = Endpoint {
+            name: "client".into(),
+            host: "127.0.0.1".into(),
+            port: 5432,
+        };
+        let monitor = Endpoint {
+            name: "monitor".into(),
+            host: "127.0.0.1".into(),
+            port: 8222,
+        };
+        let settings = settings(&binding, &plan, &Map::new()).unwrap();
+        assert_eq!(settings["n"], json!(3));
+        let scope = binding_scope(&BindingFacts {
+            iid: "iid",
+            offering: &offering,
+            plan: &plan,
+            params: &Map::new(),
+            role: "owner",
+            endpoint: &client,
+            endpoints: &[client.clone(), monitor],
+            settings: &settings,
+            user: &Secret::from_pairs([("password", "p")]),
+        });
+        let (credentials, endpoints) = binding_credentials(&binding, &scope).unwrap();
+        assert_eq!(
+            Value::Object(credentials.expose().clone()),
+            json!({"password": "p", "in": {"list": [1]}, "role": "owner", "monitor": 8222, "iid": "iid"})
+        );
+        assert_eq!(endpoints[0].ports, ["5432", "9000-9010"]);
+        assert_eq!(
+            (endpoints[0].protocol.as_str(), endpoints[1].protocol.as_str()),
+            ("tcp", "udp")
+        );
     }
 }

@@ -34,7 +34,9 @@ pub fn check(schema: &Schema, params: &Map<String, Value>) -> Result<(), String>
     }
     let mut text = problems.join("; ");
     if more > 0 {
-        text.push_str(&format!("; and {more} more"));
+        text.push_str("; and ");
+        text.push_str(&more.to_string());
+        text.push_str(" more");
     }
     Err(text)
 }
@@ -66,7 +68,7 @@ fn field(pointer: &str) -> String {
     let mut text = String::from("parameters");
     for step in pointer.split('/').skip(1) {
         if !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit()) {
-            text.push_str(&format!("[{step}]"));
+            text.extend(["[", step, "]"]);
         } else {
             text.push('.');
             text.push_str(&echo_name(&step.replace("~1", "/").replace("~0", "~")));
@@ -83,14 +85,21 @@ fn explain(schema: &Schema, error: &ValidationError<'_>) -> Vec<String> {
     let said = |text: String| vec![format!("{field}: {text}")];
     match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
-            let known = if pointer.is_empty() { known(schema) } else { String::new() };
+            let known = if pointer.is_empty() {
+                known(schema)
+            } else {
+                String::new()
+            };
             unexpected
                 .iter()
                 .map(|name| format!("{field}.{}: is not known here{known}", echo_name(name)))
                 .collect()
         }
         ValidationErrorKind::Required { property } => {
-            vec![format!("{field}.{}: is required", property.as_str().unwrap_or_default())]
+            vec![format!(
+                "{field}.{}: is required",
+                property.as_str().unwrap_or_default()
+            )]
         }
         ValidationErrorKind::Type { kind } => said(format!("{value} is not {}", types(kind))),
         ValidationErrorKind::Enum { options } => said(format!("{value} is not one of {}", choices(options))),
@@ -98,7 +107,9 @@ fn explain(schema: &Schema, error: &ValidationError<'_>) -> Vec<String> {
         ValidationErrorKind::Minimum { limit } => said(format!("{value} is less than the minimum {limit}")),
         ValidationErrorKind::ExclusiveMaximum { limit } => said(format!("{value} is not less than {limit}")),
         ValidationErrorKind::ExclusiveMinimum { limit } => said(format!("{value} is not more than {limit}")),
-        ValidationErrorKind::MultipleOf { multiple_of } => said(format!("{value} is not a multiple of {multiple_of}")),
+        ValidationErrorKind::MultipleOf { multiple_of } => {
+            said(format!("{value} is not a multiple of {multiple_of}"))
+        }
         ValidationErrorKind::MaxLength { limit } => said(format!("is longer than {limit} characters")),
         ValidationErrorKind::MinLength { limit } => said(format!("is shorter than {limit} characters")),
         ValidationErrorKind::MaxItems { limit } => said(format!("has more than {limit} entries")),
@@ -106,14 +117,17 @@ fn explain(schema: &Schema, error: &ValidationError<'_>) -> Vec<String> {
         ValidationErrorKind::MaxProperties { limit } => said(format!("has more than {limit} members")),
         ValidationErrorKind::MinProperties { limit } => said(format!("has fewer than {limit} members")),
         ValidationErrorKind::UniqueItems => said("has the same entry twice".into()),
-        ValidationErrorKind::Pattern { pattern } => {
-            said(format!("{value} does not have the form {}", bounded(pattern, MAX_LIST)))
-        }
+        ValidationErrorKind::Pattern { pattern } => said(format!(
+            "{value} does not have the form {}",
+            bounded(pattern, MAX_LIST)
+        )),
         ValidationErrorKind::Format { format } => said(format!("{value} is not a valid {format}")),
         ValidationErrorKind::Not { .. } => said(format!("{value} is not allowed")),
         ValidationErrorKind::AnyOf { .. }
         | ValidationErrorKind::OneOfNotValid { .. }
-        | ValidationErrorKind::OneOfMultipleValid { .. } => said(format!("{value} has none of the allowed forms")),
+        | ValidationErrorKind::OneOfMultipleValid { .. } => {
+            said(format!("{value} has none of the allowed forms"))
+        }
         other => said(format!("breaks the rule \"{}\"", other.keyword())),
     }
 }
@@ -221,26 +235,83 @@ mod tests {
         let table = [
             (json!({"name": "ab"}), ""),
             (json!({"name": "ab", "max_connections": 1000}), ""),
-            (json!({"name": "ab", "max_connections": 5000}), "parameters.max_connections: 5000 is more than the maximum 1000"),
-            (json!({"name": "ab", "max_connections": 1}), "parameters.max_connections: 1 is less than the minimum 10"),
-            (json!({"name": "ab", "max_connections": "100"}), "parameters.max_connections: \"100\" is not an integer"),
-            (json!({"name": "ab", "max_connections": 1.5}), "parameters.max_connections: 1.5 is not an integer"),
-            (json!({"name": "ab", "max_connections": null}), "parameters.max_connections: null is not an integer"),
-            (json!({"name": "ab", "policy": "x"}), "parameters.policy: \"x\" is not one of \"lru\", \"lfu\""),
-            (json!({"name": "ab", "ratio": 0}), "parameters.ratio: 0 is not more than 0"),
-            (json!({"name": "ab", "ratio": 1}), "parameters.ratio: 1 is not less than 1"),
-            (json!({"name": "ab", "on": 1}), "parameters.on: 1 is not a boolean or null"),
-            (json!({"name": "root"}), "parameters.name: \"root\" is not allowed"),
-            (json!({"name": "a"}), "parameters.name: is shorter than 2 characters"),
-            (json!({"name": "A1"}), "parameters.name: \"A1\" does not have the form ^[a-z]+$"),
-            (json!({"name": "ab\n"}), "parameters.name: \"ab\\n\" does not have the form ^[a-z]+$"),
+            (
+                json!({"name": "ab", "max_connections": 5000}),
+                "parameters.max_connections: 5000 is more than the maximum 1000",
+            ),
+            (
+                json!({"name": "ab", "max_connections": 1}),
+                "parameters.max_connections: 1 is less than the minimum 10",
+            ),
+            (
+                json!({"name": "ab", "max_connections": "100"}),
+                "parameters.max_connections: \"100\" is not an integer",
+            ),
+            (
+                json!({"name": "ab", "max_connections": 15.5}),
+                "parameters.max_connections: 15.5 is not an integer",
+            ),
+            (
+                json!({"name": "ab", "max_connections": null}),
+                "parameters.max_connections: null is not an integer",
+            ),
+            (
+                json!({"name": "ab", "policy": "x"}),
+                "parameters.policy: \"x\" is not one of \"lru\", \"lfu\"",
+            ),
+            (
+                json!({"name": "ab", "ratio": 0}),
+                "parameters.ratio: 0 is not more than 0",
+            ),
+            (
+                json!({"name": "ab", "ratio": 1}),
+                "parameters.ratio: 1 is not less than 1",
+            ),
+            (
+                json!({"name": "ab", "on": 1}),
+                "parameters.on: 1 is not null or a boolean",
+            ),
+            (
+                json!({"name": "root"}),
+                "parameters.name: \"root\" is not allowed",
+            ),
+            (
+                json!({"name": "a"}),
+                "parameters.name: is shorter than 2 characters",
+            ),
+            (
+                json!({"name": "A1"}),
+                "parameters.name: \"A1\" does not have the form ^[a-z]+$",
+            ),
+            (
+                json!({"name": "ab\n"}),
+                "parameters.name: \"ab\\n\" does not have the form ^[a-z]+$",
+            ),
             (json!({}), "parameters.name: is required"),
-            (json!({"name": "ab", "subjects": []}), "parameters.subjects: has fewer than 1 entries"),
-            (json!({"name": "ab", "subjects": ["a", "a"]}), "parameters.subjects: has the same entry twice"),
-            (json!({"name": "ab", "subjects": ["a", "abcd"]}), "parameters.subjects[1]: is longer than 3 characters"),
-            (json!({"name": "ab", "labels": {"b": 1}}), "parameters.labels.b: is not known here"),
-            (json!({"name": "ab", "labels": []}), "parameters.labels: the list is not an object"),
-            (json!({"name": "ab", "x/y~": 1}), "parameters.x/y~: is not known here; known are labels, max_connections, name, on, policy, ratio, subjects"),
+            (
+                json!({"name": "ab", "subjects": []}),
+                "parameters.subjects: has fewer than 1 entries",
+            ),
+            (
+                json!({"name": "ab", "subjects": ["a", "a"]}),
+                "parameters.subjects: has the same entry twice",
+            ),
+            (
+                json!({"name": "ab", "subjects": ["a", "abcd"]}),
+                "parameters.subjects[1]: is longer than 3 characters",
+            ),
+            (
+                json!({"name": "ab", "labels": {"b": 1}}),
+                "parameters.labels.b: is not known here",
+            ),
+            (
+                json!({"name": "ab", "labels": []}),
+                "parameters.labels: the list is not an object",
+            ),
+            (
+                json!({"name": "ab", "x/y~": 1}),
+                "parameters.x/y~: is not known here; known are labels, max_connections, name, on, policy, ratio, subjects",
+            ),
         ];
         for (params, expected) in table {
             assert_eq!(said(params.clone()), expected, "{params}");
@@ -267,6 +338,9 @@ mod tests {
             panic!("an object")
         };
         let filled = with_defaults(&schema(), &params);
-        assert_eq!(Value::Object(filled), json!({"name": "ab", "policy": "lfu", "max_connections": 100}));
+        assert_eq!(
+            Value::Object(filled),
+            json!({"name": "ab", "policy": "lfu", "max_connections": 100})
+        );
     }
 }

@@ -9,6 +9,7 @@ use crate::domain::instance::Millis;
 use crate::domain::operation::{OperationKind, OperationState};
 use crate::ports::{PortError, PortErrorKind};
 use crate::store::{Advance, Claimed, Finish, Progress};
+use crate::telemetry;
 use futures::FutureExt;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -171,6 +172,9 @@ impl Runner {
     /// Takes a claimed operation as far as it goes now.
     async fn work(&self, mut claimed: Claimed) {
         let offering = claimed.operation.offering.clone();
+        if claimed.operation.attempt == 1 {
+            telemetry::operation_started(claimed.operation.kind, &offering);
+        }
         *lock(&self.busy).entry(offering.clone()).or_default() += 1;
         let token = CancellationToken::new();
         lock(&self.engine.running).insert(claimed.operation.id.clone(), token.clone());
@@ -215,7 +219,7 @@ impl Runner {
             Err(error) => match error.kind {
                 PortErrorKind::Transient | PortErrorKind::Conflict => {
                     info!(operation = %id, %kind, %step, tries = claimed.operation.tries, detail = %error.detail, "will try again");
-                    metrics::counter!("chandler_step_retries_total", "kind" => kind.as_str()).increment(1);
+                    telemetry::step_retried(kind, &claimed.operation.offering);
                     let pause = self.pause(claimed.operation.tries);
                     self.again(claimed, pause, error.message, "retry").await
                 }
@@ -336,7 +340,8 @@ impl Runner {
     async fn finish(&self, claimed: &Claimed, finish: Finish) -> bool {
         let operation = &claimed.operation;
         let now = self.engine.now();
-        let outcome = finish.state.as_str();
+        let state = finish.state;
+        let outcome = state.as_str();
         let description = finish.description.clone();
         match self.engine.store.finish(claimed, finish, now).await {
             Ok(true) => {
@@ -344,12 +349,8 @@ impl Runner {
                 info!(operation = %operation.id, kind = %operation.kind, offering = %operation.offering,
                     iid = %operation.iid, bid = operation.bid.as_deref(), request_id = operation.request_id.as_deref(),
                     outcome, ms = took, reason = if outcome == "failed" { description.as_str() } else { "" }, "operation ended");
-                metrics::counter!("chandler_operations_total", "kind" => operation.kind.as_str(),
-                    "offering" => operation.offering.clone(), "outcome" => outcome)
-                .increment(1);
                 #[expect(clippy::cast_precision_loss, reason = "a duration in seconds needs no 53 bits")]
-                metrics::histogram!("chandler_operation_seconds", "kind" => operation.kind.as_str())
-                    .record(took as f64 / 1000.0);
+                telemetry::operation_finished(operation.kind, &operation.offering, state, took as f64 / 1000.0);
                 self.engine.ended(&operation.id);
             }
             Ok(false) => debug!(operation = %operation.id, "not ours any more; end not recorded"),

@@ -10,6 +10,7 @@ use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
 use crate::ports::{InstanceRef, Observation, PortError, Removal};
 use crate::store::Fail;
+use crate::telemetry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -132,7 +133,6 @@ impl Sweeper {
                 }
                 warn!(iid = %instance.iid, why, "an instance had stopped; starting it again");
                 provisioner.apply(&here.reference, &desired).await?;
-                metrics::counter!("chandler_sweep_total", "what" => "revived").increment(1);
                 Ok(true)
             }
             Observation::Ready(_) | Observation::Progressing(_) => Ok(false),
@@ -236,7 +236,20 @@ impl Sweeper {
 fn report(result: Result<SweepReport, Fail>, what: &'static str) {
     match result {
         Ok(report) if report == SweepReport::default() => {}
-        Ok(report) => info!(?report, what, "swept"),
+        Ok(report) => {
+            for (what, count) in [
+                ("expired_binding", report.expired),
+                ("residual_binding", report.residual),
+                ("stopped_instance", report.revived),
+                ("orphan", report.orphans),
+                ("tombstone", report.purged),
+            ] {
+                if count > 0 {
+                    telemetry::swept(what, u64::try_from(count).unwrap_or(u64::MAX));
+                }
+            }
+            info!(?report, what, "swept");
+        }
         Err(fail) => warn!(error = %fail, what, "could not sweep; trying again"),
     }
 }

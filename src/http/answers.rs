@@ -3,9 +3,8 @@
 //! Plain functions from what the engine said to a response, so that each rule is a table test.
 
 use super::schema::{
-    BindingBody, BindingMetadataBody, EmptyBody, EndpointBody, ErrorBody, InstanceBody,
-    InstanceChangedBody, InstanceMetadataBody, LastOperationBody, OperationBody,
-    RunningVersionBody, StateWord,
+    BindingBody, BindingMetadataBody, EmptyBody, EndpointBody, ErrorBody, InstanceBody, InstanceChangedBody,
+    InstanceMetadataBody, LastOperationBody, OperationBody, RunningVersionBody, StateWord,
 };
 use crate::domain::instance::Millis;
 use crate::domain::operation::OperationState;
@@ -50,17 +49,11 @@ impl View {
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     match serde_json::to_vec(body) {
         Ok(bytes) => HttpResponse::build(status)
-            .insert_header((
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json"),
-            ))
+            .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")))
             .body(bytes),
         // Cannot happen for maps with string keys; if it does, the caller still gets an object.
         Err(_) => HttpResponse::InternalServerError()
-            .insert_header((
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json"),
-            ))
+            .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")))
             .body(r#"{"error":"InternalError","description":"The answer could not be written."}"#),
     }
 }
@@ -72,17 +65,11 @@ fn instance_metadata(instance: &InstanceView, view: View) -> Option<InstanceMeta
 }
 
 /// Answers PUT and PATCH of an instance; only PUT may say 201 (S-01).
-pub(super) fn instance_changed(
-    outcome: &Outcome<InstanceView>,
-    view: View,
-    is_put: bool,
-) -> HttpResponse {
+pub(super) fn instance_changed(outcome: &Outcome<InstanceView>, view: View, is_put: bool) -> HttpResponse {
     let (status, operation, instance) = match outcome {
         Outcome::Created(instance) if is_put => (StatusCode::CREATED, None, instance),
         Outcome::Created(instance) | Outcome::Done(instance) => (StatusCode::OK, None, instance),
-        Outcome::Accepted { operation, body } => {
-            (StatusCode::ACCEPTED, Some(operation.as_str()), body)
-        }
+        Outcome::Accepted { operation, body } => (StatusCode::ACCEPTED, Some(operation.as_str()), body),
     };
     json(
         status,
@@ -117,9 +104,7 @@ pub(super) fn instance_fetched(instance: &InstanceView, view: View) -> HttpRespo
 pub(super) fn deleted(outcome: Outcome<()>) -> HttpResponse {
     match outcome {
         Outcome::Created(()) | Outcome::Done(()) => json(StatusCode::OK, &EmptyBody {}),
-        Outcome::Accepted { operation, .. } => {
-            json(StatusCode::ACCEPTED, &OperationBody { operation })
-        }
+        Outcome::Accepted { operation, .. } => json(StatusCode::ACCEPTED, &OperationBody { operation }),
     }
 }
 
@@ -142,12 +127,7 @@ pub(super) fn binding_fetched(binding: &BindingView, view: View) -> HttpResponse
     binding_body(StatusCode::OK, binding, view, true)
 }
 
-fn binding_body(
-    status: StatusCode,
-    binding: &BindingView,
-    view: View,
-    fetched: bool,
-) -> HttpResponse {
+fn binding_body(status: StatusCode, binding: &BindingView, view: View, fetched: bool) -> HttpResponse {
     let credentials = binding.credentials.expose();
     // Z-03(a): a common Go client below 2.15 cannot read `ports` as text, so `endpoints` always
     // depends on the announced version.
@@ -208,8 +188,7 @@ pub(super) fn last_operation(
         OperationState::Succeeded => StateWord::Succeeded,
         OperationState::Failed | OperationState::Superseded => StateWord::Failed,
     };
-    let flags =
-        of_instance && operation.state == OperationState::Failed && view.has(SINCE_METADATA);
+    let flags = of_instance && operation.state == OperationState::Failed && view.has(SINCE_METADATA);
     let mut response = json(
         StatusCode::OK,
         &LastOperationBody {
@@ -220,10 +199,9 @@ pub(super) fn last_operation(
         },
     );
     if operation.state == OperationState::Open {
-        response.headers_mut().insert(
-            header::RETRY_AFTER,
-            HeaderValue::from(operation.retry_after),
-        );
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(operation.retry_after));
     }
     response
 }
@@ -233,8 +211,7 @@ pub(super) fn last_operation(
 /// Tenths are cut, not rounded, so `renew_before` never passes `expires_at` by formatting.
 fn timestamp(at: Millis) -> Option<String> {
     let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at) * 1_000_000).ok()?;
-    let format =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:1]Z");
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:1]Z");
     moment.format(format).ok()
 }
 
@@ -250,19 +227,13 @@ mod tests {
 
     fn read(response: HttpResponse) -> (u16, Value) {
         let status = response.status().as_u16();
-        assert_eq!(
-            header_of(&response, &header::CONTENT_TYPE),
-            "application/json"
-        );
+        assert_eq!(header_of(&response, &header::CONTENT_TYPE), "application/json");
         let bytes = response.into_body().try_into_bytes().unwrap();
         (status, serde_json::from_slice(&bytes).unwrap())
     }
 
     fn old(minor: u32) -> View {
-        View {
-            minor,
-            strict: true,
-        }
+        View { minor, strict: true }
     }
 
     fn object(value: Value) -> serde_json::Map<String, Value> {
@@ -375,18 +346,12 @@ mod tests {
             read(bound(&Outcome::Created(binding()), view)),
             (201, whole.clone())
         );
-        assert_eq!(
-            read(bound(&Outcome::Done(binding()), view)),
-            (200, whole.clone())
-        );
+        assert_eq!(read(bound(&Outcome::Done(binding()), view)), (200, whole.clone()));
         let accepted = Outcome::Accepted {
             operation: "op".into(),
             body: binding(),
         };
-        assert_eq!(
-            read(bound(&accepted, view)),
-            (202, json!({"operation": "op"}))
-        );
+        assert_eq!(read(bound(&accepted, view)), (202, json!({"operation": "op"})));
         let mut fetched = whole;
         fetched["parameters"] = json!({"role": "readonly"});
         assert_eq!(read(binding_fetched(&binding(), view)), (200, fetched));
@@ -404,10 +369,7 @@ mod tests {
 
     #[test]
     fn z03a_endpoints_only_from_2_15() {
-        let lenient = |minor| View {
-            minor,
-            strict: false,
-        };
+        let lenient = |minor| View { minor, strict: false };
         let has = |minor| {
             read(binding_fetched(&binding(), lenient(minor)))
                 .1
@@ -459,10 +421,7 @@ mod tests {
         ] {
             let response = last_operation(&operation(state), View::NEWEST, true, false);
             let retry = response.headers().get(header::RETRY_AFTER).cloned();
-            assert_eq!(
-                retry.is_some_and(|v| v == "7"),
-                state == OperationState::Open
-            );
+            assert_eq!(retry.is_some_and(|v| v == "7"), state == OperationState::Open);
             assert_eq!(
                 read(response),
                 (200, json!({"state": word, "description": "half way"})),
@@ -486,10 +445,7 @@ mod tests {
             json!({"state": "failed", "description": "half way", "instance_usable": false, "update_repeatable": true})
         );
         let plain = json!({"state": "failed", "description": "half way"});
-        assert_eq!(
-            read(last_operation(&failed, View::NEWEST, false, false)).1,
-            plain
-        );
+        assert_eq!(read(last_operation(&failed, View::NEWEST, false, false)).1, plain);
         assert_eq!(
             read(last_operation(&failed, old(15), true, false)).1,
             plain,
@@ -501,10 +457,7 @@ mod tests {
     fn z01_finished_delete_is_200_or_410_by_setting() {
         let mut done = operation(OperationState::Succeeded);
         done.deleted = true;
-        assert_eq!(
-            read(last_operation(&done, View::NEWEST, true, false)).0,
-            200
-        );
+        assert_eq!(read(last_operation(&done, View::NEWEST, true, false)).0, 200);
         let (status, body) = read(last_operation(&done, View::NEWEST, true, true));
         assert_eq!((status, &body["error"]), (410, &json!("Gone")));
         done.deleted = false;
@@ -518,10 +471,7 @@ mod tests {
     #[test]
     fn b17_timestamps() {
         assert_eq!(timestamp(0).unwrap(), "1970-01-01T00:00:00.0Z");
-        assert_eq!(
-            timestamp(1_700_000_000_999).unwrap(),
-            "2023-11-14T22:13:20.9Z"
-        );
+        assert_eq!(timestamp(1_700_000_000_999).unwrap(), "2023-11-14T22:13:20.9Z");
         assert_eq!(timestamp(-1).unwrap(), "1969-12-31T23:59:59.9Z");
         assert_eq!(timestamp(i64::MAX), None);
     }

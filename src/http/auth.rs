@@ -116,10 +116,7 @@ impl Table {
             }
             let name: Arc<str> = name.into();
             for Credential { username, hash } in credentials {
-                if username.is_empty()
-                    || username.contains(':')
-                    || username.chars().any(char::is_control)
-                {
+                if username.is_empty() || username.contains(':') || username.chars().any(char::is_control) {
                     problems.push(format!(
                         "platform {name:?}: user name {username:?} is empty or holds a colon or control character"
                     ));
@@ -182,8 +179,7 @@ impl Platforms {
         let table = Table::new(platforms)?;
         let memo_key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| vec!["the system gave no randomness".to_owned()])?;
-        let decoy =
-            hash_password("").and_then(|hash| PasswordHash::new(&hash).map_err(|e| e.to_string()));
+        let decoy = hash_password("").and_then(|hash| PasswordHash::new(&hash).map_err(|e| e.to_string()));
         Ok(Self {
             table: ArcSwap::from_pointee(table),
             memo_key,
@@ -357,19 +353,14 @@ mod tests {
 
     #[test]
     fn basic_is_read_leniently_and_nothing_else_is() {
-        let read =
-            |text: &str| basic(&HeaderValue::from_str(text).unwrap()).map(|(u, p)| (u, p.to_vec()));
+        let read = |text: &str| basic(&HeaderValue::from_str(text).unwrap()).map(|(u, p)| (u, p.to_vec()));
         assert_eq!(read("Basic dTpw"), Some(("u".into(), b"p".to_vec())));
         assert_eq!(read("bASIC  dTpw"), Some(("u".into(), b"p".to_vec())));
         assert_eq!(
             read(&format!("Basic {}", BASE64_STANDARD.encode("u:p:q"))),
             Some(("u".into(), b"p:q".to_vec()))
         );
-        assert_eq!(
-            read("Basic Og"),
-            Some((String::new(), Vec::new())),
-            "unpadded"
-        );
+        assert_eq!(read("Basic Og"), Some((String::new(), Vec::new())), "unpadded");
         for bad in [
             "",
             "Basic",
@@ -429,9 +420,7 @@ mod tests {
         let off = FailureLimit::new(0);
         let (old, new) = (header("cf", "old"), header("cf", "new"));
         assert!(ask(&platforms, &off, Some(&old)).await.is_ok());
-        platforms
-            .replace(vec![platform("cf", &[("cf", "new")])])
-            .unwrap();
+        platforms.replace(vec![platform("cf", &[("cf", "new")])]).unwrap();
         assert_eq!(
             ask(&platforms, &off, Some(&old)).await,
             Err(StatusCode::UNAUTHORIZED)
@@ -446,8 +435,7 @@ mod tests {
 
     #[actix_web::test]
     async fn guessing_is_slowed_down_but_not_who_was_right_before() {
-        let platforms =
-            Platforms::new(vec![platform("cf", &[("cf", "right"), ("cf2", "right")])]).unwrap();
+        let platforms = Platforms::new(vec![platform("cf", &[("cf", "right"), ("cf2", "right")])]).unwrap();
         let limit = FailureLimit::new(2);
         assert!(
             ask(&platforms, &limit, Some(&header("cf", "right")))
@@ -476,10 +464,7 @@ mod tests {
         // The memory of a password that was right outlives its use as an answer.
         let memo = platforms.memo("cf", b"right");
         let long_ago = Instant::now().checked_sub(REMEMBERED).unwrap();
-        platforms
-            .table
-            .load()
-            .remember(memo, &"cf".into(), long_ago);
+        platforms.table.load().remember(memo, &"cf".into(), long_ago);
         assert!(
             ask(&platforms, &limit, Some(&header("cf", "right")))
                 .await
@@ -500,8 +485,7 @@ mod tests {
         let platforms = Platforms::new(vec![platform("cf", &[("cf", "right")])]).unwrap();
         let off = FailureLimit::new(0);
         let value = header("cf", "right");
-        let all =
-            futures::future::join_all((0..64).map(|_| ask(&platforms, &off, Some(&value)))).await;
+        let all = futures::future::join_all((0..64).map(|_| ask(&platforms, &off, Some(&value)))).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(platforms.queued.load(Ordering::Relaxed), 0);
         let wrong: Vec<_> = (0..=QUEUED_CHECKS)
@@ -546,19 +530,13 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        assert!(
-            !format!("{cheap:?}").contains("2b"),
-            "hashes stay out of Debug"
-        );
+        assert!(!format!("{cheap:?}").contains("2b"), "hashes stay out of Debug");
     }
 
     #[test]
     fn hashes_have_the_stated_cost() {
         let hash = hash_password("x").unwrap();
-        assert!(
-            hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
-            "{hash}"
-        );
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert_ne!(hash, hash_password("x").unwrap());
     }
 }

@@ -4,10 +4,8 @@ use super::answers;
 use super::body;
 use super::error::Refusal;
 use super::instances::read_delete;
-use super::schema::{
-    BindBody, BindingBody, EmptyBody, ErrorBody, LastOperationBody, OperationBody,
-};
-use super::{Call, detached};
+use super::schema::{BindBody, BindingBody, EmptyBody, ErrorBody, LastOperationBody, OperationBody};
+use super::{Call, Input, detached};
 use crate::domain::binding::BindingAttributes;
 use crate::domain::error::Error;
 use crate::domain::request::Bind;
@@ -16,8 +14,8 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// Reads PUT. Errors: 400.
-fn read_bind(call: &Call) -> Result<Bind, Error> {
-    let body: BindBody = body::parse(call.request.headers(), &call.body)?;
+fn read_bind(input: &Input) -> Result<Bind, Error> {
+    let body: BindBody = body::parse(input.request.headers(), &input.body)?;
     body::text_members(
         "bind_resource",
         body.bind_resource.as_ref(),
@@ -37,8 +35,8 @@ fn read_bind(call: &Call) -> Result<Bind, Error> {
         }
     }
     Ok(Bind {
-        instance_id: call.instance_id.clone(),
-        binding_id: call.binding_id.clone(),
+        instance_id: input.instance_id.clone(),
+        binding_id: input.binding_id.clone(),
         attributes: BindingAttributes {
             service_id: service_id.unwrap_or_default(),
             plan_id: plan_id.unwrap_or_default(),
@@ -48,7 +46,7 @@ fn read_bind(call: &Call) -> Result<Bind, Error> {
             predecessor_binding_id: predecessor,
         },
         context: body.context.map(Value::Object),
-        accepts_incomplete: call.query.accepts_incomplete(),
+        accepts_incomplete: input.query.accepts_incomplete(),
     })
 }
 
@@ -74,7 +72,7 @@ fn read_bind(call: &Call) -> Result<Bind, Error> {
     )
 )]
 pub(super) async fn bind(call: Call) -> Result<HttpResponse, Refusal> {
-    let request = read_bind(&call)?;
+    let request = read_bind(&call.input)?;
     call.compare_platform_words(request.context.as_ref());
     let (engine, caller) = (Arc::clone(&call.state.engine), call.caller);
     let outcome = detached(async move { engine.bind(&caller, request).await }).await?;
@@ -103,7 +101,7 @@ pub(super) async fn fetch(call: Call) -> Result<HttpResponse, Refusal> {
     let view = call
         .state
         .engine
-        .fetch_binding(&call.caller, &call.instance_id, &call.binding_id)
+        .fetch_binding(&call.caller, &call.input.instance_id, &call.input.binding_id)
         .await?;
     Ok(answers::binding_fetched(&view, call.view))
 }
@@ -129,7 +127,7 @@ pub(super) async fn fetch(call: Call) -> Result<HttpResponse, Refusal> {
     )
 )]
 pub(super) async fn unbind(call: Call) -> Result<HttpResponse, Refusal> {
-    let request = read_delete(&call, Some(call.binding_id.clone()));
+    let request = read_delete(&call.input, Some(call.input.binding_id.clone()));
     let (engine, caller) = (Arc::clone(&call.state.engine), call.caller);
     let outcome = detached(async move { engine.unbind(&caller, request).await }).await?;
     Ok(answers::deleted(outcome))
@@ -161,9 +159,9 @@ pub(super) async fn last_operation(call: Call) -> Result<HttpResponse, Refusal> 
         .engine
         .last_binding_operation(
             &call.caller,
-            &call.instance_id,
-            &call.binding_id,
-            call.query.operation(),
+            &call.input.instance_id,
+            &call.input.binding_id,
+            call.input.query.operation(),
         )
         .await?;
     Ok(answers::last_operation(
@@ -177,31 +175,25 @@ pub(super) async fn last_operation(call: Call) -> Result<HttpResponse, Refusal> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::Settings;
-    use super::super::tests::call;
+    use super::super::tests::input;
     use super::*;
     use actix_web::http::Method;
     use serde_json::json;
 
     fn put(body: &Value) -> Result<Bind, Error> {
-        read_bind(&call(
-            &Method::PUT,
-            "i",
-            "..",
-            "accepts_incomplete=1",
-            &body.to_string(),
-            Settings::default(),
-        ))
+        read_bind(&input(&Method::PUT, "accepts_incomplete=1", &body.to_string()))
     }
 
     #[actix_web::test]
     async fn a_whole_bind_arrives() {
-        let request = put(&json!({"service_id": "s", "plan_id": "p", "app_guid": "a", "parameters": {"role": "owner"},
-            "bind_resource": {"app_guid": "a", "more": 1}, "context": {"platform": "x"}}))
+        let request = put(
+            &json!({"service_id": "s", "plan_id": "p", "app_guid": "a", "parameters": {"role": "owner"},
+            "bind_resource": {"app_guid": "a", "more": 1}, "context": {"platform": "x"}}),
+        )
         .unwrap();
         assert_eq!(
             (request.instance_id.as_str(), request.binding_id.as_str()),
-            ("i", "..")
+            ("i/d", "..")
         );
         assert_eq!(
             request.attributes.bind_resource,
@@ -245,14 +237,10 @@ mod tests {
     #[actix_web::test]
     async fn r02_a_rotation_needs_only_its_predecessor() {
         let request = put(&json!({"predecessor_binding_id": "old"})).unwrap();
-        assert_eq!(
-            request.attributes.predecessor_binding_id.as_deref(),
-            Some("old")
-        );
+        assert_eq!(request.attributes.predecessor_binding_id.as_deref(), Some("old"));
         assert_eq!(request.attributes.service_id, "");
         let request =
-            put(&json!({"predecessor_binding_id": "old", "service_id": "s", "plan_id": "p"}))
-                .unwrap();
+            put(&json!({"predecessor_binding_id": "old", "service_id": "s", "plan_id": "p"})).unwrap();
         assert_eq!(request.attributes.plan_id, "p");
     }
 }

@@ -16,11 +16,7 @@ use validator::{Validate, ValidationErrorsKind};
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads a whole body of at most `max` bytes, however it is framed. Errors: 413 when it is larger, 400 when it cannot be read.
-pub(super) async fn read(
-    headers: &HeaderMap,
-    payload: web::Payload,
-    max: usize,
-) -> Result<Bytes, Refusal> {
+pub(super) async fn read(headers: &HeaderMap, payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
@@ -42,9 +38,7 @@ async fn collect(mut payload: web::Payload, max: usize) -> Result<Bytes, Refusal
     let mut whole = BytesMut::new();
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|_| {
-            Error::bad_request(
-                "The request body could not be read: it ended early or is badly framed.",
-            )
+            Error::bad_request("The request body could not be read: it ended early or is badly framed.")
         })?;
         if whole.len() + chunk.len() > max {
             return Err(Refusal::too_large(max));
@@ -55,10 +49,7 @@ async fn collect(mut payload: web::Payload, max: usize) -> Result<Bytes, Refusal
 }
 
 /// Reads a JSON object as `T` and checks its members (E-07, E-08, E-10). Errors: 400 naming the field.
-pub(super) fn parse<T: DeserializeOwned + Validate>(
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Result<T, Error> {
+pub(super) fn parse<T: DeserializeOwned + Validate>(headers: &HeaderMap, body: &[u8]) -> Result<T, Error> {
     if body.is_empty() {
         return Err(Error::bad_request(
             "The request body is empty; send a JSON object.",
@@ -78,9 +69,7 @@ pub(super) fn parse<T: DeserializeOwned + Validate>(
         ))
     })?;
     if !value.is_object() {
-        return Err(Error::bad_request(
-            "The request body is JSON, but not an object.",
-        ));
+        return Err(Error::bad_request("The request body is JSON, but not an object."));
     }
     let parsed: T = serde_path_to_error::deserialize(value).map_err(|e| {
         Error::bad_request(format!(
@@ -129,8 +118,7 @@ fn first_problem<'a, K: AsRef<str> + Ord + 'a>(
     let Some((field, kind)) = problems.first() else {
         return "The request body is not valid.".to_owned();
     };
-    let is_nul =
-        matches!(kind, ValidationErrorsKind::Field(list) if list.iter().any(|e| e.code == "nul"));
+    let is_nul = matches!(kind, ValidationErrorsKind::Field(list) if list.iter().any(|e| e.code == "nul"));
     let field = field.as_ref();
     if is_nul {
         format!("`{field}` must not hold a NUL character.")
@@ -203,10 +191,7 @@ mod tests {
 
     fn typed(content_type: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_str(content_type).unwrap(),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_str(content_type).unwrap());
         headers
     }
 
@@ -321,13 +306,9 @@ mod tests {
                 "organization_guid":null,"space_guid":null,"surprise":{"a":[1]}}"#,
         )
         .unwrap();
-        assert!(
-            body.context.is_none() && body.parameters.is_none() && body.maintenance_info.is_none()
-        );
-        let body = provision(
-            r#"{"service_id":"s","plan_id":"p","maintenance_info":{"x":1,"version":null}}"#,
-        )
-        .unwrap();
+        assert!(body.context.is_none() && body.parameters.is_none() && body.maintenance_info.is_none());
+        let body = provision(r#"{"service_id":"s","plan_id":"p","maintenance_info":{"x":1,"version":null}}"#)
+            .unwrap();
         assert!(body.maintenance_info.unwrap().version.is_none());
         let update: UpdateBody = parse(
             &HeaderMap::new(),
@@ -345,9 +326,8 @@ mod tests {
 
     #[test]
     fn z04_s08_queries() {
-        let query = Query::parse(
-            "service_id=a&service_id=b&plan_id=&operation=x%2By+z&accepts_incomplete=TRUE&junk",
-        );
+        let query =
+            Query::parse("service_id=a&service_id=b&plan_id=&operation=x%2By+z&accepts_incomplete=TRUE&junk");
         assert_eq!(query.first("service_id"), Some("a"));
         assert_eq!(query.first("plan_id"), None);
         assert_eq!(query.first("absent"), None);
@@ -368,9 +348,7 @@ mod tests {
                 "{raw}"
             );
         }
-        assert!(
-            !Query::parse("accepts_incomplete=false&accepts_incomplete=true").accepts_incomplete()
-        );
+        assert!(!Query::parse("accepts_incomplete=false&accepts_incomplete=true").accepts_incomplete());
         assert_eq!(Query::parse("operation=%00").operation(), None);
         assert_eq!(
             Query::parse(&format!("operation={}", "x".repeat(10_001))).operation(),

@@ -149,10 +149,7 @@ impl Pages {
             return response.finish();
         }
         response
-            .insert_header((
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json"),
-            ))
+            .insert_header((header::CONTENT_TYPE, HeaderValue::from_static("application/json")))
             .body(page.body.clone())
     }
 }
@@ -176,7 +173,7 @@ pub(super) fn get(call: &Call) -> HttpResponse {
         state.engine.served(),
         &state.settings,
         call.view,
-        call.request.headers(),
+        call.input.request.headers(),
     )
 }
 
@@ -193,6 +190,7 @@ mod tests {
     fn served(name: &str) -> Arc<Served> {
         Arc::new(Served {
             catalog: Catalog::default(),
+            offered: std::collections::HashSet::new(),
             body: json!({"services": [{"id": "s", "name": name, "description": "d", "bindable": true,
                 "instances_retrievable": true, "bindings_retrievable": true, "allow_context_updates": true,
                 "plan_updateable": true, "metadata": {"displayName": "D"},
@@ -201,12 +199,7 @@ mod tests {
         })
     }
 
-    fn fetch(
-        pages: &Pages,
-        served: &Arc<Served>,
-        view: View,
-        known: &str,
-    ) -> (StatusCode, String, Value) {
+    fn fetch(pages: &Pages, served: &Arc<Served>, view: View, known: &str) -> (StatusCode, String, Value) {
         let settings = Settings {
             strict_versions: view.strict,
             ..Settings::default()
@@ -219,11 +212,7 @@ mod tests {
         let etag = header_of(&response, &header::ETAG).to_owned();
         let status = response.status();
         let bytes = response.into_body().try_into_bytes().unwrap();
-        (
-            status,
-            etag,
-            serde_json::from_slice(&bytes).unwrap_or_default(),
-        )
+        (status, etag, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
     #[test]
@@ -243,10 +232,7 @@ mod tests {
                 (StatusCode::NOT_MODIFIED, etag.clone(), Value::Null)
             );
         }
-        assert_eq!(
-            fetch(&pages, &one, View::NEWEST, "\"other\"").0,
-            StatusCode::OK
-        );
+        assert_eq!(fetch(&pages, &one, View::NEWEST, "\"other\"").0, StatusCode::OK);
         let (status, other, body) = fetch(&pages, &two, View::NEWEST, &etag);
         assert_eq!((status, &body), (StatusCode::OK, &two.body));
         assert_ne!(other, etag);
@@ -272,19 +258,7 @@ mod tests {
     #[test]
     fn z03b_strict_catalogs_hold_only_what_the_version_knows() {
         let (pages, one) = (Pages::default(), served("one"));
-        let at = |minor| {
-            fetch(
-                &pages,
-                &one,
-                View {
-                    minor,
-                    strict: true,
-                },
-                "",
-            )
-            .2["services"][0]
-                .clone()
-        };
+        let at = |minor| fetch(&pages, &one, View { minor, strict: true }, "").2["services"][0].clone();
         for (minor, offering, plan) in [
             (
                 13,

@@ -32,12 +32,8 @@ const fn table(kind: ErrorKind) -> (StatusCode, &'static str) {
         ErrorKind::AsyncRequired => (StatusCode::UNPROCESSABLE_ENTITY, "AsyncRequired"),
         ErrorKind::Concurrency => (StatusCode::UNPROCESSABLE_ENTITY, "ConcurrencyError"),
         ErrorKind::RequiresApp => (StatusCode::UNPROCESSABLE_ENTITY, "RequiresApp"),
-        ErrorKind::MaintenanceInfoConflict => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "MaintenanceInfoConflict")
-        }
-        ErrorKind::PlanChangeNotSupported => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "PlanChangeNotSupported")
-        }
+        ErrorKind::MaintenanceInfoConflict => (StatusCode::UNPROCESSABLE_ENTITY, "MaintenanceInfoConflict"),
+        ErrorKind::PlanChangeNotSupported => (StatusCode::UNPROCESSABLE_ENTITY, "PlanChangeNotSupported"),
         ErrorKind::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
         ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
@@ -169,10 +165,7 @@ impl Refusal {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static(CHALLENGE),
-            );
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
         }
         response
     }
@@ -228,16 +221,8 @@ mod tests {
             (ErrorKind::AsyncRequired, 422, "AsyncRequired"),
             (ErrorKind::Concurrency, 422, "ConcurrencyError"),
             (ErrorKind::RequiresApp, 422, "RequiresApp"),
-            (
-                ErrorKind::MaintenanceInfoConflict,
-                422,
-                "MaintenanceInfoConflict",
-            ),
-            (
-                ErrorKind::PlanChangeNotSupported,
-                422,
-                "PlanChangeNotSupported",
-            ),
+            (ErrorKind::MaintenanceInfoConflict, 422, "MaintenanceInfoConflict"),
+            (ErrorKind::PlanChangeNotSupported, 422, "PlanChangeNotSupported"),
             (ErrorKind::TooManyRequests, 429, "TooManyRequests"),
             (ErrorKind::Internal, 500, "InternalError"),
             (ErrorKind::Unavailable, 503, "ServiceUnavailable"),
@@ -246,10 +231,7 @@ mod tests {
             let refusal = Refusal::from(Error::new(kind, "why").with_internal("the insides"));
             let response = refusal.response(View::NEWEST);
             assert_eq!(response.status().as_u16(), status);
-            assert_eq!(
-                header_of(&response, &header::CONTENT_TYPE),
-                "application/json"
-            );
+            assert_eq!(header_of(&response, &header::CONTENT_TYPE), "application/json");
             assert_eq!(body(response), json!({"error": word, "description": "why"}));
         }
     }
@@ -286,10 +268,7 @@ mod tests {
         let deprovision = send(true, false, View::NEWEST);
         assert_eq!(deprovision["instance_usable"], json!(false));
         assert_eq!(deprovision.get("update_repeatable"), None);
-        assert_eq!(
-            send(false, false, View::NEWEST).get("instance_usable"),
-            None
-        );
+        assert_eq!(send(false, false, View::NEWEST).get("instance_usable"), None);
         let old = send(
             true,
             true,

@@ -69,10 +69,7 @@ pub(super) fn version(headers: &HeaderMap, settings: &Settings) -> Result<u32, R
         .and_then(|(major, minor)| Some((number(major)?, number(minor)?)));
     let why = match parsed {
         Some((2, minor)) if minor >= settings.min_minor => return Ok(minor),
-        Some((2, _)) => format!(
-            "This broker serves version 2.{} and later.",
-            settings.min_minor
-        ),
+        Some((2, _)) => format!("This broker serves version 2.{} and later.", settings.min_minor),
         Some(_) => "This broker serves major version 2 only.".to_owned(),
         None => "The header X-Broker-API-Version is not of the form MAJOR.MINOR.".to_owned(),
     };
@@ -108,8 +105,7 @@ pub(super) fn originating_identity(headers: &HeaderMap) -> Result<Option<(String
         .split_once(' ')
         .filter(|(platform, _)| !platform.is_empty())
         .ok_or_else(|| malformed("has no space after a platform word"))?;
-    let bytes =
-        base64(encoded.trim()).ok_or_else(|| malformed("is not base64 after the platform word"))?;
+    let bytes = base64(encoded.trim()).ok_or_else(|| malformed("is not base64 after the platform word"))?;
     match serde_json::from_slice(&bytes) {
         Ok(identity @ Value::Object(_)) => Ok(Some((platform.to_owned(), identity))),
         _ => Err(malformed("holds no JSON object")),
@@ -119,8 +115,7 @@ pub(super) fn originating_identity(headers: &HeaderMap) -> Result<Option<(String
 /// The request identity as it may be put into logs: visible ASCII of bounded length, else nothing (H-08).
 pub(super) fn loggable_request_identity(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(REQUEST_IDENTITY)?.as_bytes();
-    let safe =
-        !value.is_empty() && value.len() <= MAX_LOGGED && value.iter().all(u8::is_ascii_graphic);
+    let safe = !value.is_empty() && value.len() <= MAX_LOGGED && value.iter().all(u8::is_ascii_graphic);
     safe.then(|| String::from_utf8_lossy(value).into_owned())
 }
 
@@ -167,8 +162,8 @@ mod tests {
             );
         }
         for text in [
-            "2.12", "2.0", "1.17", "3.0", "22.1", "2", "2.", ".17", "2.17.1", "v2.17", "2.1x",
-            "2.+7", "2.017", "02.17", "latest", "2,17", "\u{e9}",
+            "2.12", "2.0", "1.17", "3.0", "22.1", "2", "2.", ".17", "2.17.1", "v2.17", "2.1x", "2.+7",
+            "2.017", "02.17", "latest", "2,17", "\u{e9}",
         ] {
             let refusal = version(&with(VERSION, text.as_bytes()), &settings).unwrap_err();
             assert_eq!(refusal.status(), StatusCode::PRECONDITION_FAILED, "{text}");
@@ -189,28 +184,18 @@ mod tests {
             let text = identity.to_string();
             for encoded in [
                 BASE64_STANDARD.encode(&text),
-                BASE64_STANDARD
-                    .encode(&text)
-                    .trim_end_matches('=')
-                    .to_owned(),
+                BASE64_STANDARD.encode(&text).trim_end_matches('=').to_owned(),
                 BASE64_URL_SAFE_NO_PAD.encode(&text),
                 base64::prelude::BASE64_URL_SAFE.encode(&text),
             ] {
-                let headers = with(
-                    ORIGINATING_IDENTITY,
-                    format!("cloudfoundry {encoded}").as_bytes(),
-                );
+                let headers = with(ORIGINATING_IDENTITY, format!("cloudfoundry {encoded}").as_bytes());
                 assert_eq!(
                     originating_identity(&headers).unwrap(),
                     Some(("cloudfoundry".to_owned(), identity.clone()))
                 );
             }
         }
-        assert_eq!(
-            originating_identity(&HeaderMap::new()).unwrap(),
-            None,
-            "H-05"
-        );
+        assert_eq!(originating_identity(&HeaderMap::new()).unwrap(), None, "H-05");
         let huge = format!("cf {}", "e30=".repeat(MAX_IDENTITY));
         for bad in [
             "",
@@ -224,14 +209,9 @@ mod tests {
             "cf \u{fc}",
             huge.as_str(),
         ] {
-            let error =
-                originating_identity(&with(ORIGINATING_IDENTITY, bad.as_bytes())).unwrap_err();
+            let error = originating_identity(&with(ORIGINATING_IDENTITY, bad.as_bytes())).unwrap_err();
             assert_eq!(error.kind, ErrorKind::BadRequest, "{bad}");
-            assert!(
-                error
-                    .description
-                    .contains("X-Broker-API-Originating-Identity")
-            );
+            assert!(error.description.contains("X-Broker-API-Originating-Identity"));
         }
     }
 

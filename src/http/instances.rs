@@ -4,10 +4,10 @@ use super::answers;
 use super::body;
 use super::error::Refusal;
 use super::schema::{
-    EmptyBody, ErrorBody, InstanceBody, InstanceChangedBody, LastOperationBody, OperationBody,
-    ProvisionBody, UpdateBody,
+    EmptyBody, ErrorBody, InstanceBody, InstanceChangedBody, LastOperationBody, OperationBody, ProvisionBody,
+    UpdateBody,
 };
-use super::{Call, Settings, detached};
+use super::{Call, Input, Settings, detached};
 use crate::domain::error::Error;
 use crate::domain::instance::InstanceAttributes;
 use crate::domain::request::{Delete, Provision, Update};
@@ -16,11 +16,11 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// Reads PUT. Errors: 400.
-fn read_provision(call: &Call) -> Result<Provision, Error> {
-    let body: ProvisionBody = body::parse(call.request.headers(), &call.body)?;
-    check_guids(&body, &call.state.settings)?;
+fn read_provision(input: &Input, settings: &Settings) -> Result<Provision, Error> {
+    let body: ProvisionBody = body::parse(input.request.headers(), &input.body)?;
+    check_guids(&body, settings)?;
     Ok(Provision {
-        instance_id: call.instance_id.clone(),
+        instance_id: input.instance_id.clone(),
         attributes: InstanceAttributes {
             service_id: body.service_id.unwrap_or_default(),
             plan_id: body.plan_id.unwrap_or_default(),
@@ -30,20 +30,17 @@ fn read_provision(call: &Call) -> Result<Provision, Error> {
         },
         context: body.context.map(Value::Object),
         maintenance_version: body.maintenance_info.and_then(|info| info.version),
-        accepts_incomplete: call.query.accepts_incomplete(),
+        accepts_incomplete: input.query.accepts_incomplete(),
     })
 }
 
-/// P-07: the two guids are required, unless the context says which platform it is.
+/// P-07: the two guids are required, unless the context says which platform it is and that may do.
 fn check_guids(body: &ProvisionBody, settings: &Settings) -> Result<(), Error> {
-    let platform = body
-        .context
-        .as_ref()
-        .and_then(|context| context.get("platform"));
+    let platform = body.context.as_ref().and_then(|context| context.get("platform"));
     let from_context = platform
         .and_then(Value::as_str)
         .is_some_and(|word| !word.is_empty());
-    if !settings.require_guids || from_context {
+    if from_context && !settings.require_guids {
         return Ok(());
     }
     for (name, value) in [
@@ -60,27 +57,27 @@ fn check_guids(body: &ProvisionBody, settings: &Settings) -> Result<(), Error> {
 }
 
 /// Reads PATCH. Errors: 400.
-fn read_update(call: &Call) -> Result<Update, Error> {
-    let body: UpdateBody = body::parse(call.request.headers(), &call.body)?;
+fn read_update(input: &Input) -> Result<Update, Error> {
+    let body: UpdateBody = body::parse(input.request.headers(), &input.body)?;
     Ok(Update {
-        instance_id: call.instance_id.clone(),
+        instance_id: input.instance_id.clone(),
         service_id: body.service_id.unwrap_or_default(),
         plan_id: body.plan_id.filter(|id| !id.is_empty()),
         parameters: body.parameters.unwrap_or_default(),
         context: body.context.map(Value::Object),
         maintenance_version: body.maintenance_info.and_then(|info| info.version),
-        accepts_incomplete: call.query.accepts_incomplete(),
+        accepts_incomplete: input.query.accepts_incomplete(),
     })
 }
 
 /// Reads DELETE; which ids may be missing is the engine's to decide (D-03, N-03).
-pub(super) fn read_delete(call: &Call, binding_id: Option<String>) -> Delete {
+pub(super) fn read_delete(input: &Input, binding_id: Option<String>) -> Delete {
     Delete {
-        instance_id: call.instance_id.clone(),
+        instance_id: input.instance_id.clone(),
         binding_id,
-        service_id: call.query.first("service_id").map(str::to_owned),
-        plan_id: call.query.first("plan_id").map(str::to_owned),
-        accepts_incomplete: call.query.accepts_incomplete(),
+        service_id: input.query.first("service_id").map(str::to_owned),
+        plan_id: input.query.first("plan_id").map(str::to_owned),
+        accepts_incomplete: input.query.accepts_incomplete(),
     }
 }
 
@@ -104,7 +101,7 @@ pub(super) fn read_delete(call: &Call, binding_id: Option<String>) -> Delete {
     )
 )]
 pub(super) async fn provision(call: Call) -> Result<HttpResponse, Refusal> {
-    let request = read_provision(&call)?;
+    let request = read_provision(&call.input, &call.state.settings)?;
     call.compare_platform_words(request.context.as_ref());
     let (engine, caller) = (Arc::clone(&call.state.engine), call.caller);
     let outcome = detached(async move { engine.provision(&caller, request).await }).await?;
@@ -132,7 +129,7 @@ pub(super) async fn fetch(call: Call) -> Result<HttpResponse, Refusal> {
     let view = call
         .state
         .engine
-        .fetch_instance(&call.caller, &call.instance_id)
+        .fetch_instance(&call.caller, &call.input.instance_id)
         .await?;
     Ok(answers::instance_fetched(&view, call.view))
 }
@@ -156,7 +153,7 @@ pub(super) async fn fetch(call: Call) -> Result<HttpResponse, Refusal> {
     )
 )]
 pub(super) async fn update(call: Call) -> Result<HttpResponse, Refusal> {
-    let request = read_update(&call)?;
+    let request = read_update(&call.input)?;
     call.compare_platform_words(request.context.as_ref());
     let (engine, caller) = (Arc::clone(&call.state.engine), call.caller);
     let outcome = detached(async move { engine.update(&caller, request).await }).await?;
@@ -183,7 +180,7 @@ pub(super) async fn update(call: Call) -> Result<HttpResponse, Refusal> {
     )
 )]
 pub(super) async fn deprovision(call: Call) -> Result<HttpResponse, Refusal> {
-    let request = read_delete(&call, None);
+    let request = read_delete(&call.input, None);
     let (engine, caller) = (Arc::clone(&call.state.engine), call.caller);
     let outcome = detached(async move { engine.deprovision(&caller, request).await }).await?;
     Ok(answers::deleted(outcome))
@@ -212,7 +209,11 @@ pub(super) async fn last_operation(call: Call) -> Result<HttpResponse, Refusal> 
     let operation = call
         .state
         .engine
-        .last_instance_operation(&call.caller, &call.instance_id, call.query.operation())
+        .last_instance_operation(
+            &call.caller,
+            &call.input.instance_id,
+            call.input.query.operation(),
+        )
         .await?;
     Ok(answers::last_operation(
         &operation,
@@ -225,24 +226,20 @@ pub(super) async fn last_operation(call: Call) -> Result<HttpResponse, Refusal> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::tests::call;
+    use super::super::tests::input;
     use super::*;
     use actix_web::http::Method;
     use serde_json::json;
 
-    fn put(body: &Value, guids: bool) -> Result<Provision, Error> {
+    fn put(body: &Value, require_guids: bool) -> Result<Provision, Error> {
         let settings = Settings {
-            require_guids: guids,
+            require_guids,
             ..Settings::default()
         };
-        read_provision(&call(
-            &Method::PUT,
-            "i/d",
-            "",
-            "accepts_incomplete=true",
-            &body.to_string(),
-            settings,
-        ))
+        read_provision(
+            &input(&Method::PUT, "accepts_incomplete=true", &body.to_string()),
+            &settings,
+        )
     }
 
     #[actix_web::test]
@@ -265,36 +262,32 @@ mod tests {
         for (body, strict, field) in [
             (
                 json!({"organization_guid": "", "space_guid": "x"}),
-                true,
+                false,
                 Some("`organization_guid`"),
             ),
-            (
-                json!({"organization_guid": "x"}),
-                true,
-                Some("`space_guid`"),
-            ),
+            (json!({"organization_guid": "x"}), false, Some("`space_guid`")),
             (
                 json!({"organization_guid": null, "space_guid": null, "context": {}}),
-                true,
+                false,
                 Some("`organization_guid`"),
             ),
             (
                 json!({"context": {"platform": ""}}),
-                true,
+                false,
                 Some("`organization_guid`"),
             ),
             (
                 json!({"context": {"platform": 1}}),
+                false,
+                Some("`organization_guid`"),
+            ),
+            (json!({"context": {"platform": "kubernetes"}}), false, None),
+            (
+                json!({"context": {"platform": "kubernetes"}}),
                 true,
                 Some("`organization_guid`"),
             ),
-            (json!({"context": {"platform": "kubernetes"}}), true, None),
-            (
-                json!({"organization_guid": "-", "space_guid": "-"}),
-                true,
-                None,
-            ),
-            (json!({}), false, None),
+            (json!({"organization_guid": "-", "space_guid": "-"}), true, None),
         ] {
             let mut whole = bare.clone();
             whole
@@ -304,7 +297,7 @@ mod tests {
             match (put(&whole, strict), field) {
                 (Ok(_), None) => {}
                 (Err(error), Some(field)) => {
-                    assert!(error.description.contains(field), "{whole}: {error}")
+                    assert!(error.description.contains(field), "{whole}: {error}");
                 }
                 (other, _) => unreachable!("{whole}: {other:?}"),
             }
@@ -314,10 +307,10 @@ mod tests {
     #[actix_web::test]
     async fn p14_empty_maintenance_info_is_absent() {
         for info in [json!({}), json!(null), json!({"version": null})] {
-            let body = json!({"service_id": "s", "plan_id": "p", "maintenance_info": info});
+            let body = json!({"service_id": "s", "plan_id": "p", "maintenance_info": info, "context": {"platform": "x"}});
             assert_eq!(put(&body, false).unwrap().maintenance_version, None);
         }
-        let body = json!({"service_id": "s", "plan_id": "p", "maintenance_info": {"version": "no semver"}});
+        let body = json!({"service_id": "s", "plan_id": "p", "maintenance_info": {"version": "no semver"}, "context": {"platform": "x"}});
         assert_eq!(
             put(&body, false).unwrap().maintenance_version.as_deref(),
             Some("no semver"),
@@ -327,20 +320,10 @@ mod tests {
 
     #[actix_web::test]
     async fn u04_u06_u07_update() {
-        let patch = |body: Value| {
-            read_update(&call(
-                &Method::PATCH,
-                "i",
-                "",
-                "",
-                &body.to_string(),
-                Settings::default(),
-            ))
-        };
-        let request = patch(
-            json!({"service_id": "s", "plan_id": "", "parameters": {}, "previous_values": {}}),
-        )
-        .unwrap();
+        let patch = |body: Value| read_update(&input(&Method::PATCH, "", &body.to_string()));
+        let request =
+            patch(json!({"service_id": "s", "plan_id": "", "parameters": {}, "previous_values": {}}))
+                .unwrap();
         assert_eq!((request.plan_id, request.parameters.len()), (None, 0));
         assert!(!request.accepts_incomplete);
         assert_eq!(
@@ -361,16 +344,8 @@ mod tests {
 
     #[actix_web::test]
     async fn d03_missing_ids_are_left_to_the_engine() {
-        let delete = |query: &str| {
-            read_delete(
-                &call(&Method::DELETE, "i", "", query, "", Settings::default()),
-                None,
-            )
-        };
-        assert_eq!(
-            delete("service_id=&accepts_incomplete=true").service_id,
-            None
-        );
+        let delete = |query: &str| read_delete(&input(&Method::DELETE, query, ""), None);
+        assert_eq!(delete("service_id=&accepts_incomplete=true").service_id, None);
         let whole = delete("service_id=s&plan_id=p&plan_id=q&accepts_incomplete=TRUE");
         assert_eq!(
             (whole.service_id.as_deref(), whole.plan_id.as_deref()),

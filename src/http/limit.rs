@@ -172,11 +172,7 @@ mod tests {
     fn one_ipv6_network_and_a_mapped_ipv4_cannot_multiply_themselves() {
         let limit = FailureLimit::new(1);
         let now = Instant::now();
-        let v6 = |last| {
-            Some(IpAddr::V6(Ipv6Addr::new(
-                0x2001, 0xdb8, 0, 1, 0, 0, 0, last,
-            )))
-        };
+        let v6 = |last| Some(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, last)));
         limit.take(v6(1), now).unwrap();
         assert!(limit.take(v6(2), now).is_err());
         limit.take(Some(v4(7)), now).unwrap();

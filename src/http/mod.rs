@@ -37,17 +37,14 @@ use limit::FailureLimit;
 use log::Exchange;
 use pages::Listener;
 use route::{Resource, Route};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the answer to a request without a version is (H-01).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+/// The status of the answer to a request without a version (H-01).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MissingVersion {
     /// 412, which every checker expects.
     #[default]
@@ -57,8 +54,7 @@ pub enum MissingVersion {
 }
 
 /// What last_operation says of a delete that succeeded (Z-01).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeletedAnswer {
     /// 200 `succeeded`.
     #[default]
@@ -68,14 +64,13 @@ pub enum DeletedAnswer {
 }
 
 /// The choices the OSB rules leave to the operator, and bounds on what clients may do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// H-01.
     pub missing_version: MissingVersion,
     /// The oldest minor version of 2.x that is served (H-02).
     pub min_minor: u32,
-    /// P-07: whether provision needs organization_guid and space_guid when the context names no platform.
+    /// P-07: whether provision needs organization_guid and space_guid even when the context names the platform.
     pub require_guids: bool,
     /// Z-01.
     pub deleted_answer: DeletedAnswer,
@@ -94,7 +89,7 @@ impl Default for Settings {
         Self {
             missing_version: MissingVersion::default(),
             min_minor: 13,
-            require_guids: true,
+            require_guids: false,
             deleted_answer: DeletedAnswer::default(),
             strict_versions: false,
             max_body: 256 * 1024,
@@ -172,24 +167,20 @@ impl State {
 ///
 /// It answers every path no other service of the application answers.
 pub fn configure(config: &mut ServiceConfig, state: Arc<State>) {
-    config
-        .app_data(web::Data::from(state))
-        .default_service(web::to(
-            |request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
-                dispatch(request, payload, state, Listener::Main)
-            },
-        ));
+    config.app_data(web::Data::from(state)).default_service(web::to(
+        |request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
+            dispatch(request, payload, state, Listener::Main)
+        },
+    ));
 }
 
 /// Serves probes and metrics only, for a port of their own.
 pub fn configure_admin(config: &mut ServiceConfig, state: Arc<State>) {
-    config
-        .app_data(web::Data::from(state))
-        .default_service(web::to(
-            |request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
-                dispatch(request, payload, state, Listener::Admin)
-            },
-        ));
+    config.app_data(web::Data::from(state)).default_service(web::to(
+        |request: HttpRequest, payload: web::Payload, state: web::Data<State>| {
+            dispatch(request, payload, state, Listener::Admin)
+        },
+    ));
 }
 
 /// One request, from its head to its logged answer.
@@ -257,9 +248,7 @@ fn broken(what: &str) -> Error {
 }
 
 /// Runs work that must not stop half-way when the client goes away.
-async fn detached<T: 'static>(
-    work: impl Future<Output = Result<T, Error>> + 'static,
-) -> Result<T, Error> {
+async fn detached<T: 'static>(work: impl Future<Output = Result<T, Error>> + 'static) -> Result<T, Error> {
     match actix_web::rt::spawn(work).await {
         Ok(outcome) => outcome,
         Err(failure) => Err(broken(&failure.to_string())),
@@ -305,7 +294,6 @@ async fn serve(
     let handler = handler(target.resource, request.method())?;
 
     let call = Call {
-        request: request.clone(),
         state: state.clone(),
         caller: Caller {
             platform: platform.as_ref().to_owned(),
@@ -313,10 +301,13 @@ async fn serve(
             request_id: exchange.request_id.clone(),
         },
         view: *view,
-        query: body::Query::parse(request.query_string()),
-        body,
-        instance_id: target.instance_id,
-        binding_id: target.binding_id,
+        input: Input {
+            request: request.clone(),
+            query: body::Query::parse(request.query_string()),
+            body,
+            instance_id: target.instance_id,
+            binding_id: target.binding_id,
+        },
     };
     run(handler, call).await
 }
@@ -380,27 +371,28 @@ async fn run(handler: Handler, call: Call) -> Result<HttpResponse, Refusal> {
     outcome.map_err(|refusal| refusal.keeping_flags(usable, repeatable))
 }
 
-/// A request that passed every check before its shape.
-struct Call {
+/// What a request holds beside who sent it.
+struct Input {
     request: HttpRequest,
-    state: web::Data<State>,
-    caller: Caller,
-    view: View,
     query: body::Query,
     body: Bytes,
     instance_id: String,
     binding_id: String,
 }
 
+/// A request that passed every check before its shape.
+struct Call {
+    state: web::Data<State>,
+    caller: Caller,
+    view: View,
+    input: Input,
+}
+
 impl Call {
     /// H-07: the header's platform word and the context's should agree; when not, that is the platform's fault.
     fn compare_platform_words(&self, context: Option<&Value>) {
         let in_context = context.and_then(|context| context["platform"].as_str());
-        let in_header = self
-            .caller
-            .originating
-            .as_ref()
-            .map(|(word, _)| word.as_str());
+        let in_header = self.caller.originating.as_ref().map(|(word, _)| word.as_str());
         if in_context.is_some() && in_header.is_some() && in_context != in_header {
             tracing::debug!(
                 target: "chandler::http",

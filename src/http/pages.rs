@@ -16,8 +16,7 @@ use std::sync::{Arc, LazyLock};
 use utoipa_swagger_ui::Config;
 
 /// Nothing is loaded from anywhere, nothing runs: for pages that are text.
-const CSP_TEXT: &str =
-    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const CSP_TEXT: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What Swagger UI needs and no more: its own files, images it carries inline, requests to this
 /// broker. It styles itself with inline style elements; scripts come only from files.
@@ -63,15 +62,9 @@ pub(super) async fn serve(
         return Err(Refusal::method_not_allowed("GET, HEAD"));
     }
     match page {
-        Page::Live => Ok(fresh(answers::json(
-            StatusCode::OK,
-            &json!({"status": "alive"}),
-        ))),
+        Page::Live => Ok(fresh(answers::json(StatusCode::OK, &json!({"status": "alive"})))),
         Page::Ready => match state.engine.ready().await {
-            Ok(()) => Ok(fresh(answers::json(
-                StatusCode::OK,
-                &json!({"status": "ready"}),
-            ))),
+            Ok(()) => Ok(fresh(answers::json(StatusCode::OK, &json!({"status": "ready"})))),
             Err(why) => Ok(fresh(
                 Refusal::from(Error::unavailable(why)).response(View::NEWEST),
             )),
@@ -111,14 +104,8 @@ fn text(
 ) -> HttpResponse {
     HttpResponse::Ok()
         .content_type(content_type)
-        .insert_header((
-            header::CONTENT_SECURITY_POLICY,
-            HeaderValue::from_static(csp),
-        ))
-        .insert_header((
-            header::REFERRER_POLICY,
-            HeaderValue::from_static("no-referrer"),
-        ))
+        .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(csp)))
+        .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
         .insert_header((
             HeaderName::from_static("cross-origin-opener-policy"),
             HeaderValue::from_static("same-origin"),

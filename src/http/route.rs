@@ -132,16 +132,9 @@ impl Route {
                     ["service_instances", _, "service_bindings", _] => {
                         (Resource::Binding, &[("instance", 2), ("binding", 4)])
                     }
-                    [
-                        "service_instances",
-                        _,
-                        "service_bindings",
-                        _,
-                        "last_operation",
-                    ] => (
-                        Resource::BindingOperation,
-                        &[("instance", 2), ("binding", 4)],
-                    ),
+                    ["service_instances", _, "service_bindings", _, "last_operation"] => {
+                        (Resource::BindingOperation, &[("instance", 2), ("binding", 4)])
+                    }
                     _ => return Self::ApiUnknown,
                 };
                 let mut found = [String::new(), String::new()];

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
 
 mod architecture;
+mod crash;
+mod http;
 mod lifecycle;
+mod replicas;
 mod store;
 mod support;

@@ -6,7 +6,9 @@
 use async_trait::async_trait;
 use chandler::domain::instance::Millis;
 use chandler::domain::names;
-use chandler::ports::{CredentialMechanism, Grant, NewUser, PortErrorKind, PortResult, RevokedHandle, Target};
+use chandler::ports::{
+    CredentialMechanism, Grant, NewUser, PortErrorKind, PortResult, RevokedHandle, Target,
+};
 use serde_json::Map;
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -76,16 +78,18 @@ pub fn grant(label: &str, role: &str) -> Grant {
 
 /// Calls again while the answer is "may pass" or "somebody else was faster", as the engine does; at most ten times.
 pub async fn settle<T, F: Future<Output = PortResult<T>>>(what: &str, mut call: impl FnMut() -> F) -> T {
+    let mut last = String::new();
     for _ in 0..10 {
         match call().await {
             Ok(value) => return value,
             Err(e) if matches!(e.kind, PortErrorKind::Transient | PortErrorKind::Conflict) => {
+                last = format!("{e} ({})", e.detail);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(e) => panic!("{what}: {e} ({})", e.detail),
         }
     }
-    panic!("{what}: did not settle in ten calls");
+    panic!("{what}: did not settle in ten calls: {last}");
 }
 
 /// Waits until the session is cut; panics after five seconds.
@@ -233,15 +237,24 @@ pub async fn whole_life(server: &dyn Server) {
     let second = kit.bind(grant("second", "owner")).await;
     assert_ne!(first.user.handle, second.user.handle);
     let mut second_session = kit.login(&second).await;
-    second_session.write("k", "four").await.expect("the successor writes");
-    first_session.write("k", "five").await.expect("the predecessor still writes");
+    second_session
+        .write("k", "four")
+        .await
+        .expect("the successor writes");
+    first_session
+        .write("k", "five")
+        .await
+        .expect("the predecessor still writes");
     kit.revoke(&first).await;
     dies(first_session.as_mut()).await;
     kit.refused(&first).await;
 
     // What the predecessor made is there, and the successor may change it.
     assert_eq!(second_session.read("k").await, Ok(Some("five".to_owned())));
-    second_session.write("k", "six").await.expect("inherited things are writable");
+    second_session
+        .write("k", "six")
+        .await
+        .expect("inherited things are writable");
     assert!(writer_session.alive().await && reader_session.alive().await);
     kit.exist(&[&second, &writer, &reader]).await;
 

@@ -6,5 +6,6 @@
 
 mod contract;
 mod nats;
-mod support;
 mod postgres;
+mod redis;
+mod support;

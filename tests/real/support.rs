@@ -141,7 +141,13 @@ impl Postgres {
             }
         }
         let initdb = as_postgres("initdb", dir.path())
-            .args(["-U", "chandler", "--auth=scram-sha-256", "--no-sync", "--no-instructions"])
+            .args([
+                "-U",
+                "chandler",
+                "--auth=scram-sha-256",
+                "--no-sync",
+                "--no-instructions",
+            ])
             .args(["--encoding=UTF8", "--locale=C", "--pwfile"])
             .arg(&password_file)
             .arg("-D")
@@ -171,6 +177,14 @@ impl Postgres {
             }
             Process::start(&mut command, Signal::SIGQUIT)
         });
+        // It listens before it lets anybody in; the last line of this file says when it does.
+        for _ in 0..500 {
+            let status = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+            if status.trim_end().ends_with("ready") {
+                break;
+            }
+            sleep(Duration::from_millis(10));
+        }
         Self {
             port,
             password: password.to_owned(),
@@ -182,7 +196,9 @@ impl Postgres {
     /// All the server has logged, every statement included.
     pub fn log(&self) -> String {
         let files = fs::read_dir(self.dir.path().join("data/log")).unwrap();
-        files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+        files
+            .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect()
     }
 }
 
@@ -198,24 +214,57 @@ pub struct Redis {
 impl Redis {
     /// Starts one; `admin_sha256` is the administrator's hashed password.
     pub fn start(admin_sha256: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("chandler-redis-").tempdir().unwrap();
-        let acl = format!("user default off\nuser chandler on #{admin_sha256} ~* &* +@all\n");
-        fs::write(dir.path().join("users.acl"), acl).unwrap();
+        Self::start_with(
+            &[(
+                "users.acl",
+                &format!("user default off\n{}", administrator(admin_sha256)),
+            )],
+            &["--aclfile", "users.acl"],
+        )
+    }
+
+    /// One that keeps its users in memory only.
+    pub fn without_acl_file(admin_sha256: &str) -> Self {
+        Self::start_with(&[("redis.conf", &administrator(admin_sha256))], &[])
+    }
+
+    fn start_with(files: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("chandler-redis-")
+            .tempdir()
+            .unwrap();
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
         let (process, port) = start_listening(|port| {
             let mut command = Command::new("redis-server");
+            command.current_dir(dir.path());
+            if dir.path().join("redis.conf").exists() {
+                command.arg("redis.conf");
+            }
             command
-                .current_dir(dir.path())
                 .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
                 .args(["--appendfsync", "no", "--busy-reply-threshold", "200"])
-                .args(["--port", &port.to_string(), "--aclfile"])
-                .arg(dir.path().join("users.acl"));
+                .args(["--port", &port.to_string()])
+                .args(arguments);
             Process::start(&mut command, Signal::SIGKILL)
         });
         Self { port, process, dir }
+    }
+
+    /// Takes away the place the ACL file is saved to.
+    pub fn break_saving(&self) {
+        let file = self.dir.path().join("users.acl");
+        fs::remove_file(&file).unwrap();
+        fs::create_dir_all(file.join("in the way")).unwrap();
     }
 
     /// What a restarted server would load.
     pub fn saved_users(&self) -> String {
         fs::read_to_string(self.dir.path().join("users.acl")).unwrap()
     }
+}
+
+fn administrator(sha256: &str) -> String {
+    format!("user chandler on #{sha256} ~* &* +@all\n")
 }

@@ -6,4 +6,5 @@ pub mod redis;
 pub mod sql;
 mod sql_cockroach;
 mod sql_postgres;
+mod sql_settings;
 mod sql_text;

@@ -53,7 +53,10 @@ mod tests {
         for password in &some {
             assert_eq!(password.len(), LENGTH);
             assert!(password.bytes().all(|b| b.is_ascii_alphanumeric()), "{password}");
-            assert!(password.starts_with(|c: char| c.is_ascii_alphabetic()), "{password}");
+            assert!(
+                password.starts_with(|c: char| c.is_ascii_alphabetic()),
+                "{password}"
+            );
         }
     }
 

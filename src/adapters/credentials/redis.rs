@@ -60,7 +60,14 @@ fn rules(role: &str, key_prefix: Option<&str>) -> PortResult<Vec<String>> {
     let commands: &[&str] = match role {
         "owner" => &["+@all", "-@admin", "-@dangerous", "+info", "+keys", "+flushdb"],
         // What all bindings share is not for it to remove: libraries and cached scripts.
-        "readwrite" => &["+@all", "-@admin", "-@dangerous", "+info", "-function", "-script|flush"],
+        "readwrite" => &[
+            "+@all",
+            "-@admin",
+            "-@dangerous",
+            "+info",
+            "-function",
+            "-script|flush",
+        ],
         "readonly" => &[
             "+@read",
             "+@connection",
@@ -70,6 +77,7 @@ fn rules(role: &str, key_prefix: Option<&str>) -> PortResult<Vec<String>> {
             "-@dangerous",
             "+info",
             "+command",
+            "+acl|whoami",
             "+eval_ro",
             "+evalsha_ro",
             "+fcall_ro",
@@ -112,7 +120,9 @@ fn own_handle(handle: &str) -> PortResult<&str> {
     if handle.strip_prefix("b_").is_some_and(names::is_name) {
         Ok(handle)
     } else {
-        Err(PortError::invalid(format!("{handle:?} is not the user of a binding.")))
+        Err(PortError::invalid(format!(
+            "{handle:?} is not the user of a binding."
+        )))
     }
 }
 
@@ -262,7 +272,9 @@ impl CredentialMechanism for Redis {
             if who == backend_user(&grant.bid) {
                 Ok(())
             } else {
-                Err(PortError::denied("The server takes the new user for somebody else."))
+                Err(PortError::denied(
+                    "The server takes the new user for somebody else.",
+                ))
             }
         })
         .await
@@ -283,7 +295,10 @@ impl CredentialMechanism for Redis {
         within(async {
             let mut admin = Admin::open(target).await?;
             let users: Vec<String> = admin.send(cmd("ACL").arg("USERS")).await?;
-            Ok(users.into_iter().filter(|user| own_handle(user).is_ok()).collect())
+            Ok(users
+                .into_iter()
+                .filter(|user| own_handle(user).is_ok())
+                .collect())
         })
         .await
     }
@@ -314,16 +329,27 @@ fn explain(error: &RedisError) -> PortError {
             Invalid,
             "The connection settings of this service are wrong; tell its operator.",
         ),
-        (ErrorKind::Server(ServerErrorKind::ResponseError), _) if text.contains("not configured to use an ACL file") => (
-            Invalid,
-            "The server has no ACL file, so users would not survive a restart; set `aclfile` in its configuration.",
-        ),
         (ErrorKind::Server(ServerErrorKind::ResponseError), _)
-            if ["SETUSER", "syntax", "unknown", "wrong number"].iter().any(|word| text.contains(word)) =>
+            if text.contains("not configured to use an ACL file") =>
         {
-            (Invalid, "The server does not understand what it was asked; tell its operator.")
+            (
+                Invalid,
+                "The server has no ACL file, so users would not survive a restart; set `aclfile` in its configuration.",
+            )
         }
-        (ErrorKind::Server(_) | ErrorKind::Extension, _) => (Transient, "The server cannot do this at the moment."),
+        (ErrorKind::Server(ServerErrorKind::ResponseError), _)
+            if ["SETUSER", "syntax", "unknown", "wrong number"]
+                .iter()
+                .any(|word| text.contains(word)) =>
+        {
+            (
+                Invalid,
+                "The server does not understand what it was asked; tell its operator.",
+            )
+        }
+        (ErrorKind::Server(_) | ErrorKind::Extension, _) => {
+            (Transient, "The server cannot do this at the moment.")
+        }
         _ => (Transient, "The server does not answer."),
     };
     PortError::new(kind, message).with_detail(detail)
@@ -348,14 +374,23 @@ mod tests {
     fn a_prefix_cannot_become_a_rule_or_a_pattern() {
         assert_eq!(key_prefix(&grant(&json!({}))).unwrap(), None);
         for good in ["a", "orders:", "a/b.c-d_1:"] {
-            assert_eq!(key_prefix(&grant(&json!({"key_prefix": good}))).unwrap(), Some(good));
+            assert_eq!(
+                key_prefix(&grant(&json!({"key_prefix": good}))).unwrap(),
+                Some(good)
+            );
         }
         let long = "a".repeat(129);
-        let texts = ["", "*", "a*", "a ~*", "a\n", "a\0", "a?", "[a]", "a\\", "{a}", "ä", "a +@all", "a#", &long];
+        let texts = [
+            "", "*", "a*", "a ~*", "a\n", "a\0", "a?", "[a]", "a\\", "{a}", "ä", "a +@all", "a#", &long,
+        ];
         let others = [json!(7), json!(null), json!(["a"])];
         for bad in texts.iter().map(|t| json!(t)).chain(others) {
-            let found = key_prefix(&grant(&json!({"key_prefix": bad})));
-            assert_eq!(found.unwrap_err().kind, PortErrorKind::Invalid, "{bad}");
+            let grant = grant(&json!({"key_prefix": bad}));
+            assert_eq!(
+                key_prefix(&grant).unwrap_err().kind,
+                PortErrorKind::Invalid,
+                "{bad}"
+            );
         }
     }
 
@@ -369,9 +404,19 @@ mod tests {
         assert_eq!(scoped[..2], ["~a:*", "&a:*"]);
         let last = |name: &str| {
             let about = |rule: &&String| rule[1..] == *name;
-            scoped.iter().rfind(about).map(String::as_str).unwrap_or_default().to_owned()
+            scoped
+                .iter()
+                .rfind(about)
+                .map(String::as_str)
+                .unwrap_or_default()
+                .to_owned()
         };
-        for (name, rule) in [("keys", "-keys"), ("flushdb", "-flushdb"), ("scan", "-scan"), ("info", "+info")] {
+        for (name, rule) in [
+            ("keys", "-keys"),
+            ("flushdb", "-flushdb"),
+            ("scan", "-scan"),
+            ("info", "+info"),
+        ] {
             assert_eq!(last(name), rule);
         }
         assert!(rules("admin", None).is_err());
@@ -399,7 +444,10 @@ mod tests {
         let admin = Redis.generate_admin(&Map::new()).unwrap();
         assert_eq!(admin.text("username"), "chandler");
         assert_eq!(admin.text("password_sha256"), sha256(admin.text("password")));
-        assert_eq!(sha256("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            sha256("abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]

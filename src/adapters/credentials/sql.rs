@@ -10,8 +10,7 @@
 //! - the clear password never becomes SQL text.
 
 use super::password;
-use super::sql_cockroach::CockroachDb;
-use super::sql_postgres::Postgres;
+use super::sql_settings::{Names, Settings};
 use super::sql_text::{Ident, Verifier, is_user, timestamp};
 use crate::domain::instance::Millis;
 use crate::domain::names::{self, backend_user};
@@ -20,8 +19,8 @@ use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, FromRow};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Connection, FromRow};
 use std::future::Future;
 use std::time::Duration;
 
@@ -34,45 +33,8 @@ const MAINTENANCE_DATABASE: &str = "postgres";
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 const ISSUE_TIME: Duration = Duration::from_secs(30);
 const VERIFY_TIME: Duration = Duration::from_secs(10);
-const PREPARE_TIME: Duration = Duration::from_secs(60);
-const REVOKE_TIME: Duration = Duration::from_secs(60);
-
-/// Sessions one binding may hold unless the settings say otherwise; a cap keeps slots free for the administrator.
-const DEFAULT_CONNECTION_LIMIT: u16 = 20;
-
-/// The roles of one database: groups nobody can log in as.
-pub(super) struct Names {
-    /// The tenant's database.
-    pub database: Ident,
-    /// Owns the database and all in it.
-    pub owner: Ident,
-    /// Reads and changes rows of what the owner made.
-    pub readwrite: Ident,
-    /// Reads rows of what the owner made.
-    pub readonly: Ident,
-}
-
-impl Names {
-    pub(super) fn of(database: &str) -> PortResult<Self> {
-        Ok(Self {
-            database: Ident::parse(database)?,
-            owner: Ident::parse(&format!("{database}_owner"))?,
-            readwrite: Ident::parse(&format!("{database}_readwrite"))?,
-            readonly: Ident::parse(&format!("{database}_readonly"))?,
-        })
-    }
-
-    fn group(&self, role: &str) -> PortResult<&Ident> {
-        match role {
-            "owner" => Ok(&self.owner),
-            "readwrite" => Ok(&self.readwrite),
-            "readonly" => Ok(&self.readonly),
-            _ => Err(PortError::invalid(format!(
-                "There is no role {role:?}: use owner, readwrite or readonly."
-            ))),
-        }
-    }
-}
+const PREPARE_TIME: Duration = Duration::from_mins(1);
+const REVOKE_TIME: Duration = Duration::from_mins(1);
 
 /// What the administrator is on this server; decides which statements it may say.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +69,9 @@ pub(super) trait Dialect: Send + Sync {
     fn groups(&self, names: &Names, facts: Facts) -> Vec<String>;
     /// The tenant's database; runs alone.
     fn create_database(&self, names: &Names) -> String;
-    /// Undoes what an owner can do to keep others, even us, out of its database.
+    /// One number: not 0 when an owner keeps members of the group out of its database.
+    fn shut(&self, names: &Names, group: &Ident) -> String;
+    /// Undoes what an owner can do to keep others, even an administrator, out of its database.
     fn reopen(&self, names: &Names, facts: Facts) -> Vec<String>;
     /// Who may connect to which database.
     fn fence(&self, names: &Names, facts: Facts) -> Vec<String>;
@@ -139,145 +103,6 @@ pub(super) trait Dialect: Send + Sync {
     fn cut_orphans(&self, facts: Facts) -> Option<String>;
 }
 
-/// Extensions a plan may ask for: all are "trusted", so installing them gives a tenant nothing it could not do itself.
-const EXTENSIONS: &[&str] = &[
-    "btree_gin",
-    "btree_gist",
-    "citext",
-    "cube",
-    "dict_int",
-    "fuzzystrmatch",
-    "hstore",
-    "intarray",
-    "isn",
-    "lo",
-    "ltree",
-    "pg_trgm",
-    "pgcrypto",
-    "seg",
-    "tablefunc",
-    "tcn",
-    "tsm_system_rows",
-    "tsm_system_time",
-    "unaccent",
-    "uuid-ossp",
-    "vector",
-];
-
-struct Settings {
-    dialect: &'static dyn Dialect,
-    names: Names,
-    extensions: Vec<Ident>,
-    connection_limit: u16,
-    sslmode: PgSslMode,
-    sslrootcert: Option<String>,
-}
-
-impl Settings {
-    fn parse(settings: &Map<String, Value>) -> Result<Self, Vec<String>> {
-        let mut errors = Vec::new();
-        let known = ["dialect", "database", "extensions", "connection_limit", "sslmode", "sslrootcert"];
-        for key in settings.keys().filter(|k| !known.contains(&k.as_str())) {
-            errors.push(format!("{key}: unknown; known are {}", known.join(", ")));
-        }
-        let text = |key: &str| settings.get(key).map(|v| v.as_str().unwrap_or_default());
-
-        let dialect: &'static dyn Dialect = match text("dialect") {
-            Some("cockroachdb") => &CockroachDb,
-            other => {
-                if other != Some("postgres") {
-                    errors.push("dialect: must be \"postgres\" or \"cockroachdb\"".to_owned());
-                }
-                &Postgres
-            }
-        };
-
-        let database = text("database").unwrap_or_default();
-        let reserved = ["postgres", "template0", "template1", "system", "defaultdb"].contains(&database);
-        let names = (!reserved && !database.contains('-')).then(|| Names::of(database).ok()).flatten();
-        if names.is_none() {
-            // 63 characters are a name's limit, and `_readwrite` must fit behind.
-            let rule = "must match ^[a-z_][a-z0-9_]{0,52}$ and not be one of the server's own";
-            errors.push(format!("database: {rule}"));
-        }
-
-        let mut extensions = Vec::new();
-        let listed = match settings.get("extensions") {
-            None => &[][..],
-            Some(Value::Array(items)) => items.as_slice(),
-            Some(_) => {
-                errors.push("extensions: must be a list".to_owned());
-                &[][..]
-            }
-        };
-        for item in listed {
-            let name = item.as_str().filter(|name| EXTENSIONS.contains(name));
-            match name.and_then(|name| Ident::parse(name).ok()) {
-                Some(name) => extensions.push(name),
-                None => errors.push(format!("extensions: {item} is not one of {}", EXTENSIONS.join(", "))),
-            }
-        }
-
-        let connection_limit = match settings.get("connection_limit") {
-            None => Some(DEFAULT_CONNECTION_LIMIT),
-            Some(limit) => limit.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0),
-        };
-        if connection_limit.is_none() {
-            errors.push("connection_limit: must be a number from 1 to 65535".to_owned());
-        }
-
-        let sslmode = match text("sslmode").unwrap_or("disable") {
-            "disable" => Some(PgSslMode::Disable),
-            "require" => Some(PgSslMode::Require),
-            "verify-ca" => Some(PgSslMode::VerifyCa),
-            "verify-full" => Some(PgSslMode::VerifyFull),
-            _ => None,
-        };
-        if sslmode.is_none() {
-            errors.push("sslmode: must be disable, require, verify-ca or verify-full".to_owned());
-        }
-        let sslrootcert = text("sslrootcert").map(str::to_owned);
-        if sslrootcert.as_deref() == Some("") {
-            errors.push("sslrootcert: must be the path of a PEM file".to_owned());
-        }
-
-        match (names, connection_limit, sslmode) {
-            (Some(names), Some(connection_limit), Some(sslmode)) if errors.is_empty() => Ok(Self {
-                dialect,
-                names,
-                extensions,
-                connection_limit,
-                sslmode,
-                sslrootcert,
-            }),
-            _ => Err(errors),
-        }
-    }
-
-    fn of(target: &Target) -> PortResult<Self> {
-        Self::parse(&target.settings).map_err(|errors| {
-            PortError::invalid("The settings of this service's bindings are wrong; tell its operator.")
-                .with_detail(errors.join("; "))
-        })
-    }
-
-    fn connect_options(&self, target: &Target, login: &Secret, database: &str) -> PgConnectOptions {
-        let options = PgConnectOptions::new_without_pgpass()
-            .host(&target.endpoint.host)
-            .port(target.endpoint.port)
-            .username(login.text("username"))
-            .password(login.text("password"))
-            .database(database)
-            .application_name("chandler")
-            .ssl_mode(self.sslmode)
-            .disable_statement_logging();
-        match &self.sslrootcert {
-            Some(path) => options.ssl_root_cert(path),
-            None => options,
-        }
-    }
-}
-
 /// A session that ends with this value; every call in it is bounded by the session's own settings.
 struct Session {
     connection: PgConnection,
@@ -304,7 +129,9 @@ impl Session {
             }
             return Ok(());
         }
-        let result = self.run_alone(&format!("BEGIN;\n{};\nCOMMIT", statements.join(";\n"))).await;
+        let result = self
+            .run_alone(&format!("BEGIN;\n{};\nCOMMIT", statements.join(";\n")))
+            .await;
         if result.is_err() {
             // The session is in a failed transaction; if this fails too the session is of no use anyway.
             drop(self.run_alone("ROLLBACK").await);
@@ -433,6 +260,12 @@ impl<'a> Admin<'a> {
             self.bar(user).await?;
             self.hand_over(user).await?;
         }
+        let (dialect, names) = (self.settings.dialect, &self.settings.names);
+        if self.server.count(&dialect.shut(names, &group)).await? > 0 {
+            // Left behind by an earlier binding; this one must get in.
+            self.server.run(&dialect.reopen(names, self.facts)).await?;
+            self.server.run(&dialect.fence(names, self.facts)).await?;
+        }
         let login = Login {
             user,
             group: &group,
@@ -440,8 +273,7 @@ impl<'a> Admin<'a> {
             valid_until: valid_until.as_deref(),
             connection_limit: self.settings.connection_limit,
         };
-        let statements = self.settings.dialect.login(&self.settings.names, self.facts, &login);
-        self.server.run(&statements).await
+        self.server.run(&dialect.login(names, self.facts, &login)).await
     }
 
     async fn revoke(&mut self, user: &Ident) -> PortResult<()> {
@@ -583,7 +415,10 @@ impl CredentialMechanism for Sql {
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
         if !names::is_name(&grant.bid) {
-            return Err(PortError::invalid(format!("{:?} is not the name of a binding.", grant.bid)));
+            return Err(PortError::invalid(format!(
+                "{:?} is not the name of a binding.",
+                grant.bid
+            )));
         }
         Settings::of(target)?.names.group(&grant.role)?;
         let handle = backend_user(&grant.bid);
@@ -660,7 +495,11 @@ impl CredentialMechanism for Sql {
             let mut admin = Admin::open(target, "list").await?;
             let rows: Vec<(String,)> = admin.server.rows("SELECT rolname::text FROM pg_roles").await?;
             admin.server.close().await;
-            Ok(rows.into_iter().map(|row| row.0).filter(|role| is_user(role)).collect())
+            Ok(rows
+                .into_iter()
+                .map(|row| row.0)
+                .filter(|role| is_user(role))
+                .collect())
         })
         .await
     }
@@ -672,13 +511,17 @@ fn own_user(grant: &Grant, user: &NewUser) -> PortResult<Ident> {
     if user.handle == backend_user(&grant.bid) && user.secret.text("username") == user.handle {
         Ok(name)
     } else {
-        Err(PortError::invalid("The stored user is not the one of this binding; make a new binding."))
+        Err(PortError::invalid(
+            "The stored user is not the one of this binding; make a new binding.",
+        ))
     }
 }
 
 fn lock_key(thing: &str) -> i64 {
     let hash = Sha256::digest(format!("chandler {thing}"));
-    hash.iter().take(8).fold(0, |key, byte| (key << 8) | i64::from(*byte))
+    hash.iter()
+        .take(8)
+        .fold(0, |key, byte| (key << 8) | i64::from(*byte))
 }
 
 fn may_pass(error: &PortError) -> bool {
@@ -687,9 +530,11 @@ fn may_pass(error: &PortError) -> bool {
 
 /// Gives up when the server stops talking in the middle.
 async fn within<T>(limit: Duration, work: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(PortError::transient("The database server took too long to answer.")))
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(PortError::transient(
+            "The database server took too long to answer.",
+        ))
+    })
 }
 
 /// Sorts a failure by SQLSTATE. The server's text goes to the log only, and not where it would quote our statement.
@@ -699,8 +544,10 @@ fn explain(error: sqlx::Error) -> PortError {
         let message = match &error {
             sqlx::Error::Tls(_) => "No secure connection to the database server comes about.",
             sqlx::Error::Configuration(_) => {
-                return PortError::invalid("The connection settings of this service are wrong; tell its operator.")
-                    .with_detail(error);
+                return PortError::invalid(
+                    "The connection settings of this service are wrong; tell its operator.",
+                )
+                .with_detail(error);
             }
             _ => "The database server does not answer.",
         };
@@ -710,65 +557,42 @@ fn explain(error: sqlx::Error) -> PortError {
     let (kind, message) = match code.as_str() {
         "57P03" => (Transient, "The database server is still starting."),
         "53300" => (Transient, "The database has too many connections; close some."),
-        "55P03" | "40P01" | "55006" => (Transient, "Another session holds what must change; it is tried again."),
+        "55P03" | "40P01" | "55006" => (
+            Transient,
+            "Another session holds what must change; it is tried again.",
+        ),
         "57014" => (Transient, "The database server took too long to answer."),
-        "40001" | "42710" | "42P04" | "23505" | "2BP01" => (Conflict, "Somebody else changed the same thing."),
-        "XX000" if error.message().contains("concurrently") => (Conflict, "Somebody else changed the same thing."),
+        "40001" | "42710" | "42P04" | "23505" | "2BP01" => {
+            (Conflict, "Somebody else changed the same thing.")
+        }
+        "XX000" if error.message().contains("concurrently") => {
+            (Conflict, "Somebody else changed the same thing.")
+        }
         "3D000" => (Gone, "The database of this instance is not there."),
-        "42704" => (Gone, "A role of this instance is missing; it must be prepared again."),
-        "58P01" => (Invalid, "The database server lacks an extension this plan asks for."),
-        "42501" => (Denied, "The database server does not allow the broker to do this."),
+        "42704" => (
+            Gone,
+            "A role of this instance is missing; it must be prepared again.",
+        ),
+        "58P01" => (
+            Invalid,
+            "The database server lacks an extension this plan asks for.",
+        ),
+        "42501" => (
+            Denied,
+            "The database server does not allow the broker to do this.",
+        ),
         code if code.starts_with("28") => (Denied, "The database server refuses the login."),
-        code if ["08", "53", "55", "57", "58", "XX"].iter().any(|class| code.starts_with(class)) => {
+        code if ["08", "53", "55", "57", "58", "XX"]
+            .iter()
+            .any(|class| code.starts_with(class)) =>
+        {
             (Transient, "The database server cannot do this at the moment.")
         }
-        _ => (Invalid, "The database server does not understand what it was asked; tell its operator."),
+        _ => (
+            Invalid,
+            "The database server does not understand what it was asked; tell its operator.",
+        ),
     };
     let text = if code == "42601" { "" } else { error.message() };
     PortError::new(kind, message).with_detail(format!("SQLSTATE {code} {text}"))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use serde_json::json;
-
-    fn errors(settings: &Value) -> Vec<String> {
-        Sql.check_settings(settings.as_object().unwrap())
-    }
-
-    #[test]
-    fn good_settings_pass() {
-        for dialect in ["postgres", "cockroachdb"] {
-            assert_eq!(errors(&json!({"dialect": dialect, "database": "app"})), Vec::<String>::new());
-        }
-        let all = json!({
-            "dialect": "postgres", "database": "a".repeat(53), "extensions": ["uuid-ossp", "pg_trgm"],
-            "connection_limit": 5, "sslmode": "verify-full", "sslrootcert": "/etc/ca.pem",
-        });
-        assert_eq!(errors(&all), Vec::<String>::new());
-    }
-
-    #[test]
-    fn every_wrong_setting_is_reported_at_once() {
-        let wrong = json!({
-            "dialect": "mysql", "database": "app; DROP", "extensions": ["pg_trgm", "plpython3u", 7],
-            "connection_limit": 0, "sslmode": "prefer", "sslrootcert": "", "host": "x",
-        });
-        let found = errors(&wrong);
-        for key in ["dialect", "database", "connection_limit", "sslmode", "sslrootcert", "host"] {
-            assert!(found.iter().any(|e| e.starts_with(key)), "{key} is missing in {found:?}");
-        }
-        assert_eq!(found.iter().filter(|e| e.starts_with("extensions")).count(), 2);
-    }
-
-    #[test]
-    fn database_names_are_checked() {
-        let long = "a".repeat(54);
-        for bad in ["", "1a", "A", "a-b", "a\"b", "postgres", "template1", "defaultdb", &long] {
-            let found = errors(&json!({"dialect": "postgres", "database": bad}));
-            assert_eq!(found.len(), 1, "{bad:?}: {found:?}");
-        }
-    }
 }

@@ -6,7 +6,8 @@
 //! could be relied on; schema changes are jobs, so statements do not share a transaction; no advisory locks,
 //! so a clash of two workers shows as 40001 and is the engine's to repeat.
 
-use super::sql::{Dialect, Facts, Login, Names};
+use super::sql::{Dialect, Facts, Login};
+use super::sql_settings::Names;
 use super::sql_text::{Ident, quote_found};
 
 pub(super) struct CockroachDb;
@@ -44,6 +45,14 @@ impl Dialect for CockroachDb {
         format!("CREATE DATABASE IF NOT EXISTS {}", names.database)
     }
 
+    fn shut(&self, names: &Names, group: &Ident) -> String {
+        format!(
+            "SELECT count(*) FROM pg_database WHERE datname = {} AND NOT has_database_privilege({}, oid, 'CONNECT')",
+            names.database.literal(),
+            group.literal()
+        )
+    }
+
     fn reopen(&self, _names: &Names, _facts: Facts) -> Vec<String> {
         // There is nothing an owner could shut the administrator out with.
         Vec::new()
@@ -73,7 +82,8 @@ impl Dialect for CockroachDb {
             readwrite,
             readonly,
         } = names;
-        let default = |what: &str, to: &Ident| format!("ALTER DEFAULT PRIVILEGES FOR ALL ROLES GRANT {what} TO {to}");
+        let default =
+            |what: &str, to: &Ident| format!("ALTER DEFAULT PRIVILEGES FOR ALL ROLES GRANT {what} TO {to}");
         let mut statements: Vec<_> = ["TABLES", "SEQUENCES", "SCHEMAS", "TYPES", "FUNCTIONS"]
             .iter()
             .map(|kind| default(&format!("ALL ON {kind}"), owner))
@@ -204,12 +214,18 @@ mod tests {
                 CockroachDb.groups(&names, FACTS)[0].clone(),
                 "CREATE ROLE IF NOT EXISTS \"app_owner\" WITH NOLOGIN".to_owned(),
             ),
-            (CockroachDb.create_database(&names), "CREATE DATABASE IF NOT EXISTS \"app\"".to_owned()),
+            (
+                CockroachDb.create_database(&names),
+                "CREATE DATABASE IF NOT EXISTS \"app\"".to_owned(),
+            ),
             (
                 CockroachDb.inside(&names, FACTS, &[])[0].clone(),
                 "ALTER DEFAULT PRIVILEGES FOR ALL ROLES GRANT ALL ON TABLES TO \"app_owner\"".to_owned(),
             ),
-            (login[0].clone(), format!("CREATE USER IF NOT EXISTS \"{handle}\"")),
+            (
+                login[0].clone(),
+                format!("CREATE USER IF NOT EXISTS \"{handle}\""),
+            ),
             (
                 login[1].clone(),
                 format!(
@@ -217,7 +233,10 @@ mod tests {
                      PASSWORD {verifier} VALID UNTIL NULL"
                 ),
             ),
-            (login[4].clone(), format!("GRANT \"app_readonly\" TO \"{handle}\"")),
+            (
+                login[4].clone(),
+                format!("GRANT \"app_readonly\" TO \"{handle}\""),
+            ),
             (
                 CockroachDb.bar(&user, &["odd\"role".to_owned()]).join(";"),
                 format!("ALTER USER \"{handle}\" WITH NOLOGIN;REVOKE \"odd\"\"role\" FROM \"{handle}\""),
@@ -233,7 +252,10 @@ mod tests {
                 CockroachDb.move_rest(&names, &user).join(";"),
                 format!("REASSIGN OWNED BY \"{handle}\" TO \"app_owner\";DROP OWNED BY \"{handle}\""),
             ),
-            (CockroachDb.drop_user(&user), format!("DROP USER IF EXISTS \"{handle}\"")),
+            (
+                CockroachDb.drop_user(&user),
+                format!("DROP USER IF EXISTS \"{handle}\""),
+            ),
         ];
         for (statement, expected) in table {
             assert_eq!(statement, expected);
@@ -250,7 +272,14 @@ mod tests {
         all.extend(CockroachDb.inside(&names, FACTS, &[]));
         all.extend(CockroachDb.bar(&user, &[]));
         for statement in all {
-            for word in ["DO $", "SET role", "CONNECTION LIMIT", "NOSUPERUSER", "SET LOCAL", "CASCADE"] {
+            for word in [
+                "DO $",
+                "SET role",
+                "CONNECTION LIMIT",
+                "NOSUPERUSER",
+                "SET LOCAL",
+                "CASCADE",
+            ] {
                 assert!(!statement.contains(word), "{statement}");
             }
         }

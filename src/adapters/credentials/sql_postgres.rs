@@ -4,7 +4,8 @@
 //! only CREATEROLE and CREATEDB leaves out the attributes it may not name, and makes itself a member of the
 //! roles it acts for. `GRANT … WITH INHERIT, SET` exists, and is needed, from 16 on.
 
-use super::sql::{Dialect, Facts, Login, Names};
+use super::sql::{Dialect, Facts, Login};
+use super::sql_settings::Names;
 use super::sql_text::{Ident, quote_found};
 
 pub(super) struct Postgres;
@@ -54,9 +55,8 @@ impl Dialect for Postgres {
             ("default_transaction_read_only", "off"),
             ("default_transaction_isolation", "read committed"),
             ("standard_conforming_strings", "on"),
-            // … or to break, stall or end our sessions, …
+            // … or to break or end our sessions, …
             ("local_preload_libraries", ""),
-            ("post_auth_delay", "0"),
             ("exit_on_error", "off"),
             ("idle_session_timeout", "0"),
             ("idle_in_transaction_session_timeout", "10000"),
@@ -99,15 +99,26 @@ impl Dialect for Postgres {
 
     fn create_database(&self, names: &Names) -> String {
         // template0 has no sessions that could be in the way, and nothing was ever put into it.
-        format!("CREATE DATABASE {} OWNER {} TEMPLATE template0", names.database, names.owner)
+        format!(
+            "CREATE DATABASE {} OWNER {} TEMPLATE template0",
+            names.database, names.owner
+        )
+    }
+
+    fn shut(&self, names: &Names, group: &Ident) -> String {
+        format!(
+            "SELECT count(*) FROM pg_database WHERE datname = {} \
+             AND (datconnlimit <> -1 OR NOT has_database_privilege({}, oid, 'CONNECT'))",
+            names.database.literal(),
+            group.literal()
+        )
     }
 
     fn reopen(&self, names: &Names, facts: Facts) -> Vec<String> {
         let Names { database, owner, .. } = names;
         let mut statements = vec![format!(
-            "DO $do$ BEGIN IF EXISTS (SELECT FROM pg_database WHERE datname = {literal} \
-             AND (NOT datallowconn OR datconnlimit <> -1)) \
-             THEN ALTER DATABASE {database} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1; END IF; END $do$",
+            "DO $do$ BEGIN IF EXISTS (SELECT FROM pg_database WHERE datname = {literal} AND datconnlimit <> -1) \
+             THEN ALTER DATABASE {database} CONNECTION LIMIT -1; END IF; END $do$",
             literal = database.literal(),
         )];
         if !facts.superuser {
@@ -152,7 +163,9 @@ impl Dialect for Postgres {
             readonly,
             ..
         } = names;
-        let default = |what: &str, to: &Ident| format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT {what} TO {to}");
+        let default = |what: &str, to: &Ident| {
+            format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT {what} TO {to}")
+        };
         let mut statements = vec![
             default("USAGE ON SCHEMAS", readwrite),
             default("USAGE ON SCHEMAS", readonly),
@@ -248,17 +261,21 @@ impl Dialect for Postgres {
     }
 
     fn sessions(&self, user: &Ident) -> String {
-        format!("SELECT count(*) FROM pg_stat_activity WHERE usename = {}", user.literal())
+        format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = {}",
+            user.literal()
+        )
     }
 
     fn prepared(&self, user: &Ident) -> Option<String> {
         // The user may have prepared it under the owner's name; then the locks it left tell whose it is: on the
-        // user's role, on a table of the user's, or on the catalogues that say who may log in.
+        // user's role, on a table of the user's, or on the catalogues that say who may log in. A prepared
+        // transaction's locks are those without a process, tied together by the lock on its own number.
         Some(format!(
             "SELECT p.database::text, format('SET ROLE %I', p.owner), format('ROLLBACK PREPARED %L', p.gid) \
              FROM pg_prepared_xacts p, (SELECT oid FROM pg_roles WHERE rolname = {user}) u \
-             WHERE p.owner = {user} OR EXISTS (SELECT FROM pg_locks l \
-               WHERE l.virtualtransaction = '-1/' || p.transaction AND ( \
+             WHERE p.owner = {user} OR EXISTS (SELECT FROM pg_locks self JOIN pg_locks l USING (virtualtransaction) \
+               WHERE self.transactionid = p.transaction AND self.granted AND self.pid IS NULL AND l.pid IS NULL AND ( \
                  (l.locktype = 'object' AND l.classid = 'pg_authid'::regclass AND l.objid = u.oid) \
                  OR (l.locktype = 'relation' AND l.mode <> 'AccessShareLock' AND l.relation IN \
                      ('pg_authid'::regclass, 'pg_auth_members'::regclass, 'pg_db_role_setting'::regclass)) \
@@ -292,7 +309,10 @@ impl Dialect for Postgres {
                AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')))",
             user = user.literal()
         );
-        let schemas = format!("FROM pg_namespace n WHERE n.nspowner = {}::regrole", user.literal());
+        let schemas = format!(
+            "FROM pg_namespace n WHERE n.nspowner = {}::regrole",
+            user.literal()
+        );
         let blobs = format!(
             "FROM pg_largeobject_metadata b WHERE b.lomowner = {}::regrole",
             user.literal()

@@ -37,7 +37,9 @@ impl Ident {
         if is_user(handle) {
             Ok(Self(handle.to_owned()))
         } else {
-            Err(PortError::invalid(format!("{handle:?} is not the user of a binding.")))
+            Err(PortError::invalid(format!(
+                "{handle:?} is not the user of a binding."
+            )))
         }
     }
 
@@ -125,7 +127,9 @@ pub fn timestamp(at: Millis) -> PortResult<String> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at) * 1_000_000)
         .ok()
         .and_then(|at| {
-            let format = format_description!("'[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]+00'");
+            let format = format_description!(
+                "'[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]+00'"
+            );
             at.format(format).ok()
         })
         .ok_or_else(|| PortError::invalid("The time this binding expires at is out of range."))
@@ -142,7 +146,9 @@ mod tests {
             assert_eq!(Ident::parse(good).unwrap().to_string(), format!("\"{good}\""));
         }
         let long = "a".repeat(64);
-        for bad in ["", "1a", "A", "a b", "a\"b", "a'b", "a\\b", "a;b", "a\0", "ä", "-a", "a\n", &long] {
+        for bad in [
+            "", "1a", "A", "a b", "a\"b", "a'b", "a\\b", "a;b", "a\0", "ä", "-a", "a\n", &long,
+        ] {
             assert!(Ident::parse(bad).is_err(), "{bad:?}");
         }
     }
@@ -151,7 +157,15 @@ mod tests {
     fn only_binding_users_become_users() {
         let good = names::backend_user(&names::bid("p", "i", "b"));
         assert_eq!(Ident::user(&good).unwrap().literal(), format!("'{good}'"));
-        for bad in ["postgres", "chandler", "app_owner", "b_", "b_short", &good[2..], &good.to_uppercase()] {
+        for bad in [
+            "postgres",
+            "chandler",
+            "app_owner",
+            "b_",
+            "b_short",
+            &good[2..],
+            &good.to_uppercase(),
+        ] {
             assert!(Ident::user(bad).is_err(), "{bad:?}");
         }
     }
@@ -171,7 +185,10 @@ mod tests {
 
     #[test]
     fn times_are_written_in_utc() {
-        assert_eq!(timestamp(1_700_000_000_123).unwrap(), "'2023-11-14 22:13:20.123+00'");
+        assert_eq!(
+            timestamp(1_700_000_000_123).unwrap(),
+            "'2023-11-14 22:13:20.123+00'"
+        );
         assert!(timestamp(Millis::MAX).is_err());
     }
 }

@@ -32,14 +32,24 @@ pub(super) fn across(loaded: &[Loaded<'_>], problems: &mut Problems) {
     for one in loaded {
         let file = one.folder.file("offering.yaml");
         if let Some(first) = names.insert(&one.offering.name, file.clone()) {
-            problems.add(&file, "name", format!("`{}` is the name of {first} too (C-04)", one.offering.name));
+            problems.add(
+                &file,
+                "name",
+                format!("`{}` is the name of {first} too (C-04)", one.offering.name),
+            );
         }
         let plans = one.offering.plans.iter().zip(&one.plan_files);
         let all = std::iter::once((one.offering.id.as_str(), file))
             .chain(plans.map(|(plan, name)| (plan.id.as_str(), one.folder.plan_file(name))));
         for (id, file) in all {
             if !is_uuid(id) {
-                problems.add(&file, "id", format!("`{id}` is not a lower-case UUID; make one with `uuidgen` and never change it (C-05)"));
+                problems.add(
+                    &file,
+                    "id",
+                    format!(
+                        "`{id}` is not a lower-case UUID; make one with `uuidgen` and never change it (C-05)"
+                    ),
+                );
             }
             if let Some(first) = ids.insert(id, file.clone()) {
                 problems.add(&file, "id", format!("`{id}` is the id of {first} too (C-05)"));
@@ -63,13 +73,33 @@ pub(super) fn offering(one: &Loaded<'_>, problems: &mut Problems) {
     }
     let tags: usize = offering.tags.iter().map(|tag| tag.chars().count() + 1).sum();
     if tags > MAX_TAGS {
-        problems.add(&file, "tags", format!("are longer than {MAX_TAGS} characters together; Cloud Foundry refuses that"));
+        problems.add(
+            &file,
+            "tags",
+            format!("are longer than {MAX_TAGS} characters together; Cloud Foundry refuses that"),
+        );
     }
-    for word in offering.requires.iter().filter(|word| !REQUIRES.contains(&word.as_str())) {
-        problems.add(&file, "requires", format!("`{word}` is none of {} (C-07)", REQUIRES.join(", ")));
+    for word in offering
+        .requires
+        .iter()
+        .filter(|word| !REQUIRES.contains(&word.as_str()))
+    {
+        problems.add(
+            &file,
+            "requires",
+            format!("`{word}` is none of {} (C-07)", REQUIRES.join(", ")),
+        );
     }
-    if offering.metadata.get("shareable").is_some_and(|v| !v.is_boolean()) {
-        problems.add(&file, "metadata.shareable", "must be true or false; Cloud Foundry refuses anything else");
+    if offering
+        .metadata
+        .get("shareable")
+        .is_some_and(|v| !v.is_boolean())
+    {
+        problems.add(
+            &file,
+            "metadata.shareable",
+            "must be true or false; Cloud Foundry refuses anything else",
+        );
     }
     for key in ["displayName", "longDescription", "providerDisplayName"] {
         text_member(&offering.metadata, key, &file, problems);
@@ -77,7 +107,11 @@ pub(super) fn offering(one: &Loaded<'_>, problems: &mut Problems) {
     for key in ["documentationUrl", "supportUrl", "imageUrl"] {
         text_member(&offering.metadata, key, &file, problems);
         let url = offering.metadata.get(key).and_then(Value::as_str);
-        if url.is_some_and(|url| !["https://", "http://", "data:image/"].iter().any(|start| url.starts_with(start))) {
+        if url.is_some_and(|url| {
+            !["https://", "http://", "data:image/"]
+                .iter()
+                .any(|start| url.starts_with(start))
+        }) {
             problems.add(&file, &format!("metadata.{key}"), "is not a web address");
         }
     }
@@ -87,7 +121,11 @@ pub(super) fn offering(one: &Loaded<'_>, problems: &mut Problems) {
     for (name, length) in &offering.generated {
         let path = format!("generated.{name}");
         if !is_word(name) {
-            problems.add(&file, &path, "must be lower-case letters, digits and `_`, a letter first");
+            problems.add(
+                &file,
+                &path,
+                "must be lower-case letters, digits and `_`, a letter first",
+            );
         }
         if !(16..=128).contains(length) {
             problems.add(&file, &path, "must have between 16 and 128 characters");
@@ -101,12 +139,22 @@ pub(super) fn offering(one: &Loaded<'_>, problems: &mut Problems) {
 }
 
 fn name(name: &str, file: &str, problems: &mut Problems) {
-    let friendly = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
+    let friendly = name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
     if !friendly || !name.chars().any(|c| c.is_ascii_alphanumeric()) {
-        problems.add(file, "name", format!("`{name}` is not made of letters, digits, dots and hyphens (C-06)"));
+        problems.add(
+            file,
+            "name",
+            format!("`{name}` is not made of letters, digits, dots and hyphens (C-06)"),
+        );
     }
     if name.len() > MAX_NAME {
-        problems.add(file, "name", format!("is longer than {MAX_NAME} characters; Kubernetes platforms refuse that"));
+        problems.add(
+            file,
+            "name",
+            format!("is longer than {MAX_NAME} characters; Kubernetes platforms refuse that"),
+        );
     }
 }
 
@@ -115,7 +163,11 @@ fn description(text: &str, file: &str, problems: &mut Problems) {
         problems.add(file, "description", "is empty (C-02)");
     }
     if text.chars().count() > MAX_DESCRIPTION {
-        problems.add(file, "description", format!("is longer than {MAX_DESCRIPTION} characters; Cloud Foundry refuses that"));
+        problems.add(
+            file,
+            "description",
+            format!("is longer than {MAX_DESCRIPTION} characters; Cloud Foundry refuses that"),
+        );
     }
 }
 
@@ -128,17 +180,30 @@ fn text_member(metadata: &serde_json::Map<String, Value>, key: &str, file: &str,
 fn is_word(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase())
         && text.len() <= MAX_NAME
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 fn updates(one: &Loaded<'_>, file: &str, problems: &mut Problems) {
     let names: BTreeSet<&str> = one.offering.plans.iter().map(|plan| plan.name.as_str()).collect();
     for (from, to) in &one.updates {
-        for name in std::iter::once(from).chain(to).filter(|name| !names.contains(name.as_str())) {
-            problems.add(file, &format!("updates.{from}"), format!("there is no plan `{name}`"));
+        for name in std::iter::once(from)
+            .chain(to)
+            .filter(|name| !names.contains(name.as_str()))
+        {
+            problems.add(
+                file,
+                &format!("updates.{from}"),
+                format!("there is no plan `{name}`"),
+            );
         }
         if to.contains(from) {
-            problems.add(file, &format!("updates.{from}"), "a plan need not be allowed to change to itself");
+            problems.add(
+                file,
+                &format!("updates.{from}"),
+                "a plan need not be allowed to change to itself",
+            );
         }
     }
 }
@@ -150,19 +215,49 @@ fn plans(one: &Loaded<'_>, problems: &mut Problems) {
         name(&plan.name, &file, problems);
         description(&plan.description, &file, problems);
         if !names.insert(plan.name.as_str()) {
-            problems.add(&file, "name", format!("another plan of {} is named `{}` too (C-04)", one.offering.name, plan.name));
+            problems.add(
+                &file,
+                "name",
+                format!(
+                    "another plan of {} is named `{}` too (C-04)",
+                    one.offering.name, plan.name
+                ),
+            );
         }
         if !(60..=MAX_POLLING).contains(&plan.maximum_polling_duration) {
-            problems.add(&file, "maximum_polling_duration", format!("must be between 60 and {MAX_POLLING} seconds"));
+            problems.add(
+                &file,
+                "maximum_polling_duration",
+                format!("must be between 60 and {MAX_POLLING} seconds"),
+            );
         }
         if plan.bindable && one.offering.binding.is_none() {
-            problems.add(&file, "bindable", "needs a binding.yaml that says how bindings are made");
+            problems.add(
+                &file,
+                "bindable",
+                "needs a binding.yaml that says how bindings are made",
+            );
         }
         if plan.runs_on.is_empty() {
-            problems.add(&file, "runs_on", format!("names nothing that runs it; at least one of {}", RUNS_ON.join(", ")));
+            problems.add(
+                &file,
+                "runs_on",
+                format!(
+                    "names nothing that runs it; at least one of {}",
+                    RUNS_ON.join(", ")
+                ),
+            );
         }
-        for word in plan.runs_on.iter().filter(|word| !RUNS_ON.contains(&word.as_str())) {
-            problems.add(&file, "runs_on", format!("`{word}` is none of {}", RUNS_ON.join(", ")));
+        for word in plan
+            .runs_on
+            .iter()
+            .filter(|word| !RUNS_ON.contains(&word.as_str()))
+        {
+            problems.add(
+                &file,
+                "runs_on",
+                format!("`{word}` is none of {}", RUNS_ON.join(", ")),
+            );
         }
         if plan.runs_on.iter().any(|word| word == "local") && one.offering.process.is_none() {
             problems.add(&file, "runs_on", "`local` needs a process.yaml");
@@ -179,7 +274,9 @@ fn plans(one: &Loaded<'_>, problems: &mut Problems) {
         plan_metadata(plan, &file, problems);
         // Parameters of an update are merged over the instance's own and then checked as a whole by nobody: each must
         // be one that creating knows.
-        for name in properties(&plan.schemas.update).filter(|name| !properties(&plan.schemas.create).any(|n| n == *name)) {
+        for name in properties(&plan.schemas.update)
+            .filter(|name| !properties(&plan.schemas.create).any(|n| n == *name))
+        {
             problems.add(
                 &one.folder.file("update.schema.json"),
                 &format!("properties.{name}"),
@@ -197,7 +294,9 @@ fn properties(schema: &Schema) -> impl Iterator<Item = &String> {
 fn plan_metadata(plan: &Plan, file: &str, problems: &mut Problems) {
     text_member(&plan.metadata, "displayName", file, problems);
     if let Some(bullets) = plan.metadata.get("bullets")
-        && !bullets.as_array().is_some_and(|list| list.iter().all(Value::is_string))
+        && !bullets
+            .as_array()
+            .is_some_and(|list| list.iter().all(Value::is_string))
     {
         problems.add(file, "metadata.bullets", "must be a list of texts (C-15)");
     }
@@ -210,18 +309,33 @@ fn plan_metadata(plan: &Plan, file: &str, problems: &mut Problems) {
             && amount.is_some_and(|amount| !amount.is_empty() && amount.values().all(Value::is_number))
     };
     if !costs.as_array().is_some_and(|list| list.iter().all(right)) {
-        problems.add(file, "metadata.costs", "must be a list of {amount: {currency: number}, unit: text} (C-15)");
+        problems.add(
+            file,
+            "metadata.costs",
+            "must be a list of {amount: {currency: number}, unit: text} (C-15)",
+        );
     }
 }
 
 /// Checks `maintenance_info` (C-12).
 pub(super) fn maintenance(info: &raw::Maintenance, file: &str, problems: &mut Problems) {
     if !is_semver(&info.version) {
-        problems.add(file, "maintenance_info.version", format!("`{}` is not a semantic version such as 1.0.0 (C-12)", info.version));
+        problems.add(
+            file,
+            "maintenance_info.version",
+            format!(
+                "`{}` is not a semantic version such as 1.0.0 (C-12)",
+                info.version
+            ),
+        );
     }
     let json = serde_json::json!({"version": info.version, "description": info.description}).to_string();
     if json.chars().count() > MAX_MAINTENANCE {
-        problems.add(file, "maintenance_info", format!("is longer than {MAX_MAINTENANCE} characters; Cloud Foundry refuses that"));
+        problems.add(
+            file,
+            "maintenance_info",
+            format!("is longer than {MAX_MAINTENANCE} characters; Cloud Foundry refuses that"),
+        );
     }
 }
 
@@ -231,9 +345,14 @@ fn is_semver(text: &str) -> bool {
         text.split('.')
             .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
     };
-    let plain = |text: &str| !(text.len() > 1 && text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
-    let (rest, build) = text.split_once('+').map_or((text, None), |(rest, build)| (rest, Some(build)));
-    let (core, pre) = rest.split_once('-').map_or((rest, None), |(core, pre)| (core, Some(pre)));
+    let plain =
+        |text: &str| !(text.len() > 1 && text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
+    let (rest, build) = text
+        .split_once('+')
+        .map_or((text, None), |(rest, build)| (rest, Some(build)));
+    let (core, pre) = rest
+        .split_once('-')
+        .map_or((rest, None), |(core, pre)| (core, Some(pre)));
     let numbers: Vec<&str> = core.split('.').collect();
     numbers.len() == 3
         && numbers
@@ -254,7 +373,11 @@ fn process(one: &Loaded<'_>, problems: &mut Problems) {
     let mut seen = BTreeSet::new();
     for port in &process.ports {
         if !is_word(port) {
-            problems.add(&file, "ports", format!("`{port}` must be lower-case letters, digits and `_`, a letter first"));
+            problems.add(
+                &file,
+                "ports",
+                format!("`{port}` must be lower-case letters, digits and `_`, a letter first"),
+            );
         }
         if !seen.insert(port) {
             problems.add(&file, "ports", format!("`{port}` is there twice"));
@@ -269,7 +392,11 @@ fn process(one: &Loaded<'_>, problems: &mut Problems) {
     for (name, candidates) in &process.binaries {
         let path = format!("binaries.{name}");
         if !is_word(name) {
-            problems.add(&file, &path, "must be lower-case letters, digits and `_`, a letter first");
+            problems.add(
+                &file,
+                &path,
+                "must be lower-case letters, digits and `_`, a letter first",
+            );
         }
         if candidates.is_empty() {
             problems.add(&file, &path, "has no candidate");
@@ -282,7 +409,11 @@ fn process(one: &Loaded<'_>, problems: &mut Problems) {
                 !candidate.is_empty() && !candidate.contains('*')
             };
             if !right {
-                problems.add(&file, &path, format!("`{candidate}` is neither a plain name nor an absolute path"));
+                problems.add(
+                    &file,
+                    &path,
+                    format!("`{candidate}` is neither a plain name nor an absolute path"),
+                );
             }
         }
     }
@@ -294,22 +425,49 @@ fn binding(one: &Loaded<'_>, problems: &mut Problems) {
     };
     let file = one.folder.file("binding.yaml");
     if !binding.roles.contains(&binding.default_role) {
-        problems.add(&file, "default_role", format!("`{}` is not in roles", binding.default_role));
+        problems.add(
+            &file,
+            "default_role",
+            format!("`{}` is not in roles", binding.default_role),
+        );
     }
-    for role in binding.roles.iter().filter(|role| !ROLES.contains(&role.as_str())) {
-        problems.add(&file, "roles", format!("`{role}` is none of {}", ROLES.join(", ")));
+    for role in binding
+        .roles
+        .iter()
+        .filter(|role| !ROLES.contains(&role.as_str()))
+    {
+        problems.add(
+            &file,
+            "roles",
+            format!("`{role}` is none of {}", ROLES.join(", ")),
+        );
     }
     if let Some(process) = &one.offering.process
         && !process.ports.contains(&binding.endpoint)
     {
-        problems.add(&file, "endpoint", format!("process.yaml has no port `{}`", binding.endpoint));
+        problems.add(
+            &file,
+            "endpoint",
+            format!("process.yaml has no port `{}`", binding.endpoint),
+        );
     }
     let credentials = binding.credentials.source();
     if !credentials.get("type").is_some_and(Value::is_string) {
-        problems.add(&file, "credentials.type", "is missing; clients choose their driver by it");
+        problems.add(
+            &file,
+            "credentials.type",
+            "is missing; clients choose their driver by it",
+        );
     }
-    for key in credentials.as_object().into_iter().flat_map(|members| members.keys()) {
-        let right = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    for key in credentials
+        .as_object()
+        .into_iter()
+        .flat_map(|members| members.keys())
+    {
+        let right = !key.is_empty()
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         if !right {
             problems.add(
                 &file,
@@ -320,9 +478,17 @@ fn binding(one: &Loaded<'_>, problems: &mut Problems) {
     }
     // The role a schema lets through must be one that is served.
     for plan in &one.offering.plans {
-        let asked = plan.schemas.bind.json.pointer("/properties/role/enum").and_then(Value::as_array);
+        let asked = plan
+            .schemas
+            .bind
+            .json
+            .pointer("/properties/role/enum")
+            .and_then(Value::as_array);
         for role in asked.into_iter().flatten() {
-            if !role.as_str().is_some_and(|role| binding.roles.iter().any(|known| known == role)) {
+            if !role
+                .as_str()
+                .is_some_and(|role| binding.roles.iter().any(|known| known == role))
+            {
                 problems.add(
                     &one.folder.file("bind.schema.json"),
                     "properties.role.enum",
@@ -341,7 +507,12 @@ fn examples(one: &Loaded<'_>, file: &str, problems: &mut Problems) {
         {
             problems.add(file, &path, format!("there is no plan `{name}`"));
         }
-        for plan in one.offering.plans.iter().filter(|plan| example.plan.as_ref().is_none_or(|name| *name == plan.name)) {
+        for plan in one
+            .offering
+            .plans
+            .iter()
+            .filter(|plan| example.plan.as_ref().is_none_or(|name| *name == plan.name))
+        {
             let schema = match example.call {
                 raw::Call::Create => &plan.schemas.create,
                 raw::Call::Update => &plan.schemas.update,
@@ -349,7 +520,11 @@ fn examples(one: &Loaded<'_>, file: &str, problems: &mut Problems) {
             };
             match (params::check(schema, &example.parameters), example.valid) {
                 (Err(message), true) => problems.add(file, &path, format!("plan {}: {message}", plan.name)),
-                (Ok(()), false) => problems.add(file, &path, format!("plan {}: should be refused and is not", plan.name)),
+                (Ok(()), false) => problems.add(
+                    file,
+                    &path,
+                    format!("plan {}: should be refused and is not", plan.name),
+                ),
                 _ => {}
             }
         }
@@ -362,10 +537,20 @@ mod tests {
 
     #[test]
     fn semantic_versions() {
-        for right in ["1.0.0", "0.0.0", "15.4.0+deb12u1", "1.2.3-rc.1", "1.2.3-0a.b-c+5.6", "10.20.30"] {
+        for right in [
+            "1.0.0",
+            "0.0.0",
+            "15.4.0+deb12u1",
+            "1.2.3-rc.1",
+            "1.2.3-0a.b-c+5.6",
+            "10.20.30",
+        ] {
             assert!(is_semver(right), "{right}");
         }
-        for wrong in ["", "1", "1.0", "v1.0.0", "1.0.0.0", "01.0.0", "1.0.0-", "1.0.0+", "1.0.0-01", "1.0.a", "1..0", "1.0.0-ü"] {
+        for wrong in [
+            "", "1", "1.0", "v1.0.0", "1.0.0.0", "01.0.0", "1.0.0-", "1.0.0+", "1.0.0-01", "1.0.a", "1..0",
+            "1.0.0-ü",
+        ] {
             assert!(!is_semver(wrong), "{wrong}");
         }
     }

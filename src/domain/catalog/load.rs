@@ -5,13 +5,14 @@
 
 use super::raw::{self, Call};
 use super::{
-    BindingTemplate, Catalog, Mechanisms, Offering, Plan, Problem, ProcessTemplate, Schema, Schemas, Sources, check, render,
-    schema,
+    BindingTemplate, Catalog, Mechanisms, Offering, Plan, Problem, ProcessTemplate, Schema, Schemas, Sources,
+    check, render, schema,
 };
 use crate::domain::expr::{ExprError, Template};
 use base64::Engine as _;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Largest icon in bytes: it travels inside every catalog answer.
@@ -66,7 +67,22 @@ impl Folder<'_> {
     pub(super) fn plan_file(&self, name: &str) -> String {
         format!("plans/{}/{name}", self.service)
     }
+
+    /// A file that may be absent, read by `read` from its path and text.
+    fn optional<T>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&str, &str) -> Option<T>,
+    ) -> Result<Option<T>, Unreadable> {
+        match self.files.get(name) {
+            None => Ok(None),
+            Some(text) => read(&self.file(name), text).map(Some).ok_or(Unreadable),
+        }
+    }
 }
+
+/// The file is there and wrong; why has been reported.
+struct Unreadable;
 
 /// An offering with what only the checks need.
 pub(super) struct Loaded<'a> {
@@ -102,14 +118,17 @@ fn folders<'a>(sources: &'a Sources, problems: &mut Problems) -> BTreeMap<&'a st
     let mut folders: BTreeMap<&str, Folder<'_>> = BTreeMap::new();
     for (path, text) in sources {
         let parts: Vec<&str> = path.splitn(3, '/').collect();
-        if path.ends_with("README.md") {
+        if parts
+            .last()
+            .is_some_and(|file| file.rsplit('/').next() == Some("README.md"))
+        {
             continue;
         }
         match parts.as_slice() {
             ["catalog", service, file] if is_catalog_file(file) => {
                 folders.entry(service).or_default().files.insert(file, text);
             }
-            ["plans", service, file] if file.ends_with(".yaml") && !file.contains('/') => {
+            ["plans", service, file] if is_yaml(file) => {
                 folders.entry(service).or_default().plans.insert(file, text);
             }
             _ => problems.add(
@@ -136,15 +155,24 @@ fn is_catalog_file(file: &str) -> bool {
             | "process.yaml"
             | "binding.yaml"
             | "icon.svg"
-    ) || file
-        .strip_prefix("objects/")
-        .is_some_and(|name| name.ends_with(".yaml") && !name.contains('/'))
+    ) || file.strip_prefix("objects/").is_some_and(is_yaml)
+}
+
+/// Whether this names a YAML file, and not one in a folder below.
+fn is_yaml(name: &str) -> bool {
+    !name.contains('/')
+        && Path::new(name)
+            .extension()
+            .is_some_and(|extension| extension == "yaml")
 }
 
 fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Problems) -> Option<Loaded<'a>> {
     let Some(text) = folder.files.get("offering.yaml") else {
         let (file, message) = if folder.files.is_empty() {
-            (format!("plans/{}", folder.service), "plans of a service that has no folder in catalog/")
+            (
+                format!("plans/{}", folder.service),
+                "plans of a service that has no folder in catalog/",
+            )
         } else {
             (folder.file("offering.yaml"), "is missing")
         };
@@ -153,31 +181,38 @@ fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Prob
     };
     // Read everything before giving up on anything.
     let raw = parsed::<raw::Offering>(&folder.file("offering.yaml"), text, problems);
-    let process = folder
-        .files
-        .get("process.yaml")
-        .map(|text| process(&folder.file("process.yaml"), text, problems));
-    let binding = folder
-        .files
-        .get("binding.yaml")
-        .map(|text| binding(&folder.file("binding.yaml"), text, mechanisms, problems));
+    let process = folder.optional("process.yaml", |file, text| process(file, text, problems));
+    let binding = folder.optional("binding.yaml", |file, text| {
+        binding(file, text, mechanisms, problems)
+    });
     let objects = objects(&folder, problems);
     let templates = SchemaTemplates::read(&folder, problems);
-    let raw_plans: Vec<(&str, Option<raw::Plan>)> = folder
+    let mut raw_plans: Vec<(&str, Option<raw::Plan>)> = folder
         .plans
         .iter()
-        .map(|(name, text)| (*name, parsed::<raw::Plan>(&folder.plan_file(name), text, problems)))
+        .map(|(name, text)| {
+            (
+                *name,
+                parsed::<raw::Plan>(&folder.plan_file(name), text, problems),
+            )
+        })
         .collect();
+    raw_plans.sort_by_key(|(_, plan)| plan.as_ref().map_or(0, |plan| plan.order));
     if raw_plans.is_empty() {
         problems.add(
             &folder.file("offering.yaml"),
             "",
-            format!("has no plan: put at least one file into plans/{}/ (C-02)", folder.service),
+            format!(
+                "has no plan: put at least one file into plans/{}/ (C-02)",
+                folder.service
+            ),
         );
     }
     let raw = raw?;
     let mut plan_files = Vec::new();
     let mut plans = Vec::new();
+    // A file that is there and unreadable has been reported; what hangs on it is not checked further.
+    let (process, binding) = (process.ok()?, binding.ok()?);
     let has_binding = binding.is_some();
     for (name, raw_plan) in raw_plans {
         let (Some(raw_plan), Some(templates)) = (raw_plan, &templates) else {
@@ -200,10 +235,9 @@ fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Prob
         concurrency: raw.concurrency,
         generated: raw.generated,
         plans,
-        // A file that is there and unreadable has been reported; what hangs on it is not checked further.
-        process: flatten(process)?,
+        process,
         objects,
-        binding: flatten(binding)?,
+        binding,
     };
     Some(Loaded {
         folder,
@@ -214,16 +248,10 @@ fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Prob
     })
 }
 
-/// `None` for an unreadable file, `Some(None)` for an absent one.
-fn flatten<T>(read: Option<Option<T>>) -> Option<Option<T>> {
-    match read {
-        None => Some(None),
-        Some(read) => read.map(Some),
-    }
-}
-
 fn parsed<T: serde::de::DeserializeOwned>(file: &str, text: &str, problems: &mut Problems) -> Option<T> {
-    raw::parse(text).map_err(|message| problems.add(file, "", message)).ok()
+    raw::parse(text)
+        .map_err(|message| problems.add(file, "", message))
+        .ok()
 }
 
 fn compiled(file: &str, prefix: &str, value: Value, problems: &mut Problems) -> Option<Template> {
@@ -258,13 +286,21 @@ fn process(file: &str, text: &str, problems: &mut Problems) -> Option<ProcessTem
     })
 }
 
-fn binding(file: &str, text: &str, mechanisms: &dyn Mechanisms, problems: &mut Problems) -> Option<BindingTemplate> {
+fn binding(
+    file: &str,
+    text: &str,
+    mechanisms: &dyn Mechanisms,
+    problems: &mut Problems,
+) -> Option<BindingTemplate> {
     let raw = parsed::<raw::Binding>(file, text, problems)?;
     if !mechanisms.known(&raw.mechanism) {
         problems.add(
             file,
             "mechanism",
-            format!("there is no mechanism `{}`; `sql`, `redis` and `nats` are examples of one", raw.mechanism),
+            format!(
+                "there is no mechanism `{}`; `sql`, `redis` and `nats` are examples of one",
+                raw.mechanism
+            ),
         );
     }
     let settings = compiled(file, "settings", Value::Object(raw.settings), problems);
@@ -284,7 +320,11 @@ fn binding(file: &str, text: &str, mechanisms: &dyn Mechanisms, problems: &mut P
 
 fn objects(folder: &Folder<'_>, problems: &mut Problems) -> Vec<Template> {
     let mut objects = Vec::new();
-    for (name, text) in folder.files.iter().filter(|(name, _)| name.starts_with("objects/")) {
+    for (name, text) in folder
+        .files
+        .iter()
+        .filter(|(name, _)| name.starts_with("objects/"))
+    {
         let file = folder.file(name);
         match raw::parse_all(text) {
             Ok(documents) => {
@@ -311,7 +351,11 @@ fn metadata(raw: &raw::Offering, folder: &Folder<'_>, problems: &mut Problems) -
             problems.add(&file, "", "holds a script; people's browsers show this drawing");
         }
         if icon.len() > MAX_ICON {
-            problems.add(&file, "", format!("has more than {MAX_ICON} bytes; it is sent with every catalog"));
+            problems.add(
+                &file,
+                "",
+                format!("has more than {MAX_ICON} bytes; it is sent with every catalog"),
+            );
         }
         let encoded = base64::engine::general_purpose::STANDARD.encode(icon);
         metadata
@@ -327,7 +371,11 @@ struct SchemaTemplates(Vec<(Call, String, Template)>);
 impl SchemaTemplates {
     fn read(folder: &Folder<'_>, problems: &mut Problems) -> Option<Self> {
         let mut templates = Vec::new();
-        let names = [(Call::Create, "create"), (Call::Update, "update"), (Call::Bind, "bind")];
+        let names = [
+            (Call::Create, "create"),
+            (Call::Update, "update"),
+            (Call::Bind, "bind"),
+        ];
         for (call, name) in names {
             let name = format!("{name}.schema.json");
             let file = folder.file(&name);
@@ -384,7 +432,8 @@ fn plan(
     if let Some(info) = &maintenance {
         check::maintenance(info, &folder.file("offering.yaml"), problems);
     }
-    let (version, description) = maintenance.map_or((None, None), |info| (Some(info.version), info.description));
+    let (version, description) =
+        maintenance.map_or((None, None), |info| (Some(info.version), info.description));
     Some(Plan {
         id: raw.id,
         description: raw.description,
@@ -392,7 +441,9 @@ fn plan(
         bindable: raw.bindable.or(offering.bindable).unwrap_or(has_binding),
         plan_updateable: updates_to.iter().any(|to| *to != raw.name),
         binding_rotatable: raw.binding_rotatable.unwrap_or(offering.binding_rotatable),
-        maximum_polling_duration: raw.maximum_polling_duration.unwrap_or(offering.maximum_polling_duration),
+        maximum_polling_duration: raw
+            .maximum_polling_duration
+            .unwrap_or(offering.maximum_polling_duration),
         maintenance_version: version,
         maintenance_description: description,
         metadata: raw.metadata,

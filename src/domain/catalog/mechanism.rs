@@ -21,8 +21,16 @@ struct Words {
 const PASSWORD: &[Member] = &[("username", PUBLIC), ("password", SECRET)];
 
 const KNOWN: &[Words] = &[
-    Words { name: "cassandra", admin: PASSWORD, user: PASSWORD },
-    Words { name: "couchdb", admin: PASSWORD, user: PASSWORD },
+    Words {
+        name: "cassandra",
+        admin: PASSWORD,
+        user: PASSWORD,
+    },
+    Words {
+        name: "couchdb",
+        admin: PASSWORD,
+        user: PASSWORD,
+    },
     Words {
         name: "nats",
         admin: &[
@@ -51,7 +59,11 @@ const KNOWN: &[Words] = &[
     },
     Words {
         name: "redis",
-        admin: &[("username", PUBLIC), ("password", SECRET), ("password_sha256", SECRET)],
+        admin: &[
+            ("username", PUBLIC),
+            ("password", SECRET),
+            ("password_sha256", SECRET),
+        ],
         user: PASSWORD,
     },
     Words {
@@ -59,7 +71,11 @@ const KNOWN: &[Words] = &[
         admin: PASSWORD,
         user: &[("access_key_id", PUBLIC), ("secret_access_key", SECRET)],
     },
-    Words { name: "sql", admin: PASSWORD, user: PASSWORD },
+    Words {
+        name: "sql",
+        admin: PASSWORD,
+        user: PASSWORD,
+    },
 ];
 
 /// What the checker must know about credential mechanisms.
@@ -127,6 +143,11 @@ fn names(members: &[Member]) -> Vec<&'static str> {
 fn sample(of: &str, members: Vec<&str>) -> Map<String, Value> {
     members
         .into_iter()
-        .map(|name| (name.to_owned(), Value::String(format!("Sample{of}{}0123456789", name.replace('_', "")))))
+        .map(|name| {
+            (
+                name.to_owned(),
+                Value::String(format!("Sample{of}{}0123456789", name.replace('_', ""))),
+            )
+        })
         .collect()
 }

@@ -78,6 +78,10 @@ pub struct Offering {
 
 /// A size of a service: values, never logic.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a member of OSB's plan object"
+)]
 pub struct Plan {
     /// Stable UUID.
     pub id: String,

@@ -60,6 +60,9 @@ pub(super) struct Plan {
     #[serde(default)]
     pub values: Map<String, Value>,
     pub runs_on: Option<Vec<String>>,
+    /// Place among the plans of the offering, as platforms show them; equal places are ordered by name.
+    #[serde(default)]
+    pub order: i32,
 }
 
 #[derive(Deserialize, Clone)]

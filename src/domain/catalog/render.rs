@@ -22,7 +22,9 @@ pub(super) fn plans(one: &Loaded<'_>, mechanisms: &dyn Mechanisms, problems: &mu
         let examples = |call: Call| -> Vec<&Map<String, Value>> {
             one.examples
                 .iter()
-                .filter(|e| e.valid && e.call == call && e.plan.as_ref().is_none_or(|name| *name == plan.name))
+                .filter(|e| {
+                    e.valid && e.call == call && e.plan.as_ref().is_none_or(|name| *name == plan.name)
+                })
                 .map(|e| &e.parameters)
                 .collect()
         };
@@ -36,11 +38,13 @@ pub(super) fn plans(one: &Loaded<'_>, mechanisms: &dyn Mechanisms, problems: &mu
             continue;
         };
         // An update is the instance's parameters with the request's laid over them.
-        let updates = sample::parameters(&plan.schemas.update, &examples(Call::Update)).into_iter().map(|update| {
-            let mut merged = first.clone();
-            merged.extend(update);
-            merged
-        });
+        let updates = sample::parameters(&plan.schemas.update, &examples(Call::Update))
+            .into_iter()
+            .map(|update| {
+                let mut merged = first.clone();
+                merged.extend(update);
+                merged
+            });
         for params in creates.iter().cloned().chain(updates) {
             if !instance(one, plan, &params, mechanisms, problems) {
                 break;
@@ -49,7 +53,15 @@ pub(super) fn plans(one: &Loaded<'_>, mechanisms: &dyn Mechanisms, problems: &mu
         if let Some(binding) = &one.offering.binding
             && plan.bindable
         {
-            bindings(one, plan, binding, &first, &examples(Call::Bind), mechanisms, problems);
+            bindings(
+                one,
+                plan,
+                binding,
+                &first,
+                &examples(Call::Bind),
+                mechanisms,
+                problems,
+            );
         }
     }
 }
@@ -64,11 +76,15 @@ struct Samples<'a> {
 fn samples<'a>(one: &'a Loaded<'_>, mechanisms: &dyn Mechanisms) -> Samples<'a> {
     let mechanism = one.offering.binding.as_ref().map_or("", |b| b.mechanism.as_str());
     let generated = one.offering.generated.iter();
-    let generated = generated.map(|(name, length)| (name.clone(), format!("Generated{name}{}", "0".repeat(*length))));
+    let generated =
+        generated.map(|(name, length)| (name.clone(), format!("Generated{name}{}", "0".repeat(*length))));
     let ports: Map<String, Value> = ports(one).into_iter().map(|e| (e.name, json!(e.port))).collect();
     let binaries = one.offering.process.iter().flat_map(|p| p.binaries.keys());
-    let binaries: Map<String, Value> = binaries.map(|name| (name.clone(), json!(format!("/usr/bin/{name}")))).collect();
-    let placement = json!({"ports": ports, "bin": binaries, "dirs": {"root": ROOT, "init": INIT}, "host": "127.0.0.1"});
+    let binaries: Map<String, Value> = binaries
+        .map(|name| (name.clone(), json!(format!("/usr/bin/{name}"))))
+        .collect();
+    let placement =
+        json!({"ports": ports, "bin": binaries, "dirs": {"root": ROOT, "init": INIT}, "host": "127.0.0.1"});
     Samples {
         mechanism,
         admin: Secret::new(mechanisms.sample_admin(mechanism)),
@@ -184,7 +200,11 @@ fn tell(one: &Loaded<'_>, with: &str, error: &ExprError, problems: &mut Problems
     } else {
         ("binding.yaml", error.path.as_str())
     };
-    problems.add(&one.folder.file(file), path, format!("{} ({})", error.message, short(with)));
+    problems.add(
+        &one.folder.file(file),
+        path,
+        format!("{} ({})", error.message, short(with)),
+    );
 }
 
 fn short(text: &str) -> String {
@@ -208,17 +228,29 @@ fn process_is_right(file: &str, spec: &ProcessSpec, samples: &Samples<'_>, probl
     for (i, one) in spec.files.iter().enumerate() {
         let path = format!("files[{i}].path");
         if !is_plain(&one.path) {
-            problems.add(file, &path, "must be a relative path without `..` below the instance's directory");
+            problems.add(
+                file,
+                &path,
+                "must be a relative path without `..` below the instance's directory",
+            );
         }
         if !seen.insert(&one.path) {
             problems.add(file, &path, format!("`{}` is written twice", one.path));
         }
         if one.init_only && spec.init.is_none() {
-            problems.add(file, &format!("files[{i}].init_only"), "there is no init that could use it");
+            problems.add(
+                file,
+                &format!("files[{i}].init_only"),
+                "there is no init that could use it",
+            );
         }
     }
     if !SIGNALS.contains(&spec.stop.signal.as_str()) {
-        problems.add(file, "stop.signal", format!("must be one of {}", SIGNALS.join(", ")));
+        problems.add(
+            file,
+            "stop.signal",
+            format!("must be one of {}", SIGNALS.join(", ")),
+        );
     }
     if !(1..=600).contains(&spec.stop.grace) {
         problems.add(file, "stop.grace", "must be between 1 and 600 seconds");
@@ -229,20 +261,36 @@ fn process_is_right(file: &str, spec: &ProcessSpec, samples: &Samples<'_>, probl
     command_is_right(file, "command", &spec.command, samples, problems);
     if let Some(init) = &spec.init {
         if !is_plain(&init.creates) {
-            problems.add(file, "init.creates", "must be a relative path without `..` below the instance's directory");
+            problems.add(
+                file,
+                "init.creates",
+                "must be a relative path without `..` below the instance's directory",
+            );
         }
         command_is_right(file, "init.command", &init.command, samples, problems);
         if !init.command.iter().any(|argument| argument.contains(INIT)) {
-            problems.add(file, "init.command", "must work in `${dirs.init}`, so that a crash half-way leaves nothing that looks finished");
+            problems.add(
+                file,
+                "init.command",
+                "must work in `${dirs.init}`, so that a crash half-way leaves nothing that looks finished",
+            );
         }
     }
 }
 
 fn is_plain(path: &str) -> bool {
-    !path.is_empty() && path.split('/').all(|segment| !["", ".", ".."].contains(&segment)) && !path.contains(['\\', '\0'])
+    !path.is_empty()
+        && path.split('/').all(|segment| !["", ".", ".."].contains(&segment))
+        && !path.contains(['\\', '\0'])
 }
 
-fn command_is_right(file: &str, path: &str, command: &[String], samples: &Samples<'_>, problems: &mut Problems) {
+fn command_is_right(
+    file: &str,
+    path: &str,
+    command: &[String],
+    samples: &Samples<'_>,
+    problems: &mut Problems,
+) {
     if !command.first().is_some_and(|program| program.starts_with('/')) {
         problems.add(file, path, "must start with a full path, such as `${bin.server}`");
     }
@@ -250,10 +298,18 @@ fn command_is_right(file: &str, path: &str, command: &[String], samples: &Sample
         (!mechanism::is_public(samples.mechanism, name)).then(|| value.as_str().map(str::to_owned))?
     };
     let admin = samples.admin.expose().iter().filter_map(secret);
-    let generated = samples.generated.expose().values().filter_map(|v| v.as_str().map(str::to_owned));
+    let generated = samples
+        .generated
+        .expose()
+        .values()
+        .filter_map(|v| v.as_str().map(str::to_owned));
     for secret in admin.chain(generated) {
         if command.iter().any(|argument| argument.contains(&secret)) {
-            problems.add(file, path, "holds a secret; every user of the machine can read arguments: put it into a file");
+            problems.add(
+                file,
+                path,
+                "holds a secret; every user of the machine can read arguments: put it into a file",
+            );
         }
     }
 }
@@ -261,7 +317,9 @@ fn command_is_right(file: &str, path: &str, command: &[String], samples: &Sample
 /// Every `image` of an object must say by digest which one: a tag can be moved to another.
 fn images_are_pinned(file: &str, value: &Value, problems: &mut Problems) {
     match value {
-        Value::Array(items) => items.iter().for_each(|item| images_are_pinned(file, item, problems)),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| images_are_pinned(file, item, problems)),
         Value::Object(members) => {
             for (key, member) in members {
                 if key == "image"
@@ -270,7 +328,11 @@ fn images_are_pinned(file: &str, value: &Value, problems: &mut Problems) {
                         .split_once("@sha256:")
                         .is_some_and(|(_, hex)| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
                 {
-                    problems.add(file, "image", format!("`{image}` is not pinned by digest (name@sha256:…)"));
+                    problems.add(
+                        file,
+                        "image",
+                        format!("`{image}` is not pinned by digest (name@sha256:…)"),
+                    );
                 }
                 images_are_pinned(file, member, problems);
             }

@@ -14,7 +14,11 @@ const LONGEST: u64 = 1_000;
 pub(super) fn parameters(schema: &Schema, examples: &[&Map<String, Value>]) -> Vec<Map<String, Value>> {
     let mut base = params::with_defaults(schema, &Map::new());
     let empty = Map::new();
-    let properties = schema.json.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+    let properties = schema
+        .json
+        .get("properties")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
     let required = schema.json.get("required").and_then(Value::as_array);
     for name in required.into_iter().flatten().filter_map(Value::as_str) {
         if !base.contains_key(name)
@@ -41,9 +45,18 @@ pub(super) fn parameters(schema: &Schema, examples: &[&Map<String, Value>]) -> V
             all.push(one);
         }
     }
-    all.extend(examples.iter().map(|example| params::with_defaults(schema, example)));
-    all.retain(|params| schema.validator.is_valid(&Value::Object(params.clone())));
-    all
+    all.extend(
+        examples
+            .iter()
+            .map(|example| params::with_defaults(schema, example)),
+    );
+    let mut distinct: Vec<Map<String, Value>> = Vec::new();
+    for params in all {
+        if !distinct.contains(&params) && schema.validator.is_valid(&Value::Object(params.clone())) {
+            distinct.push(params);
+        }
+    }
+    distinct
 }
 
 /// Values at the edges of what a property takes; some may break its other rules.
@@ -53,11 +66,20 @@ fn extremes(property: &Value, depth: usize) -> Vec<Value> {
     }
     let mut values: Vec<Value> = property.get("default").cloned().into_iter().collect();
     let number = |key: &str| property.get(key).cloned();
-    let size = |key: &str, absent: u64| property.get(key).and_then(Value::as_u64).unwrap_or(absent).min(LONGEST);
+    let size = |key: &str, absent: u64| {
+        property
+            .get(key)
+            .and_then(Value::as_u64)
+            .unwrap_or(absent)
+            .min(LONGEST)
+    };
     match property.get("type").and_then(Value::as_str) {
         Some("boolean") => values.extend([json!(true), json!(false)]),
         Some("integer" | "number") => {
-            values.extend([number("minimum").unwrap_or(json!(0)), number("maximum").unwrap_or(json!(i64::MAX))]);
+            values.extend([
+                number("minimum").unwrap_or(json!(0)),
+                number("maximum").unwrap_or(json!(i64::MAX)),
+            ]);
         }
         Some("string") => {
             let (least, most) = (size("minLength", 1), size("maxLength", LONGEST));
@@ -65,11 +87,17 @@ fn extremes(property: &Value, depth: usize) -> Vec<Value> {
                 let length = usize::try_from(length).unwrap_or(1);
                 values.push(Value::String("a".repeat(length)));
                 // For forms that end in a separator, as key prefixes do.
-                values.push(Value::String(format!("{}:", "a".repeat(length.saturating_sub(1)))));
+                values.push(Value::String(format!(
+                    "{}:",
+                    "a".repeat(length.saturating_sub(1))
+                )));
             }
         }
         Some("array") if depth < 3 => {
-            let items = property.get("items").map(|items| extremes(items, depth + 1)).unwrap_or_default();
+            let items = property
+                .get("items")
+                .map(|items| extremes(items, depth + 1))
+                .unwrap_or_default();
             let (least, most) = (size("minItems", 0), size("maxItems", 10));
             values.extend(items.iter().map(|item| json!([item])));
             for length in [least, most] {
@@ -80,7 +108,8 @@ fn extremes(property: &Value, depth: usize) -> Vec<Value> {
         Some("object") if depth < 3 => {
             let members = property.get("properties").and_then(Value::as_object);
             let fullest = members.into_iter().flatten();
-            let fullest = fullest.filter_map(|(name, schema)| Some((name.clone(), extremes(schema, depth + 1).pop()?)));
+            let fullest =
+                fullest.filter_map(|(name, schema)| Some((name.clone(), extremes(schema, depth + 1).pop()?)));
             values.extend([json!({}), Value::Object(fullest.collect())]);
         }
         _ => {}

@@ -9,7 +9,15 @@ pub(super) const DRAFT_04: &str = "http://json-schema.org/draft-04/schema#";
 /// Largest schema in bytes (C-14).
 const MAX_BYTES: usize = 65_536;
 /// Names a parameter may not end in: parameters are stored, shown and logged by platforms, so none may be a secret.
-const SECRET_NAMES: [&str; 7] = ["password", "passwd", "secret", "token", "api_key", "private_key", "credentials"];
+const SECRET_NAMES: [&str; 7] = [
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "api_key",
+    "private_key",
+    "credentials",
+];
 
 impl Schema {
     /// Compiles a draft-04 schema. Errors: what is wrong with it, in one sentence.
@@ -39,7 +47,10 @@ pub(super) fn problems(schema: &Schema) -> Vec<(String, String)> {
     let mut problems = Vec::new();
     let mut say = |path: &str, message: String| problems.push((path.to_owned(), message));
     if json.get("$schema").and_then(Value::as_str) != Some(DRAFT_04) {
-        say("$schema", format!("must be \"{DRAFT_04}\": platforms read no newer dialect (C-14)"));
+        say(
+            "$schema",
+            format!("must be \"{DRAFT_04}\": platforms read no newer dialect (C-14)"),
+        );
     }
     if json.get("type").and_then(Value::as_str) != Some("object") {
         say("type", "must be \"object\"".into());
@@ -52,14 +63,21 @@ pub(super) fn problems(schema: &Schema) -> Vec<(String, String)> {
     }
     let bytes = json.to_string().len();
     if bytes > MAX_BYTES {
-        say("", format!("has {bytes} bytes; platforms refuse more than {MAX_BYTES} (C-14)"));
+        say(
+            "",
+            format!("has {bytes} bytes; platforms refuse more than {MAX_BYTES} (C-14)"),
+        );
     }
     walk(json, "", &mut say);
     // Defaults become parameters without being checked again.
     let defaults = super::super::params::with_defaults(schema, &Map::new());
     for error in schema.validator.iter_errors(&Value::Object(defaults)) {
         if error.kind().keyword() != "required" {
-            let path = error.instance_path().as_str().trim_start_matches('/').replace('/', ".");
+            let path = error
+                .instance_path()
+                .as_str()
+                .trim_start_matches('/')
+                .replace('/', ".");
             say(
                 &format!("properties.{path}.default"),
                 format!("breaks the schema's own rule \"{}\"", error.kind().keyword()),
@@ -78,10 +96,17 @@ fn walk(value: &Value, path: &str, say: &mut impl FnMut(&str, String)) {
         }
         Value::Object(members) => {
             for (key, item) in members {
-                let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let at = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
                 match (key.as_str(), item.as_str()) {
                     ("$ref", Some(target)) if !target.starts_with('#') => {
-                        say(&at, "refers to another document; platforms refuse that (C-14)".into());
+                        say(
+                            &at,
+                            "refers to another document; platforms refuse that (C-14)".into(),
+                        );
                     }
                     ("id" | "$id", Some(_)) => say(&at, "a schema may not name itself by an address".into()),
                     ("format", Some("password")) => say(&at, SECRET_ADVICE.into()),
@@ -109,5 +134,4 @@ fn walk(value: &Value, path: &str, say: &mut impl FnMut(&str, String)) {
     }
 }
 
-const SECRET_ADVICE: &str =
-    "looks like a secret; parameters are stored and shown by platforms, so secrets are made by the broker, never sent to it";
+const SECRET_ADVICE: &str = "looks like a secret; parameters are stored and shown by platforms, so secrets are made by the broker, never sent to it";

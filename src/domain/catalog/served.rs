@@ -9,7 +9,11 @@ pub(super) fn served(catalog: &Catalog, offered: &dyn Fn(&Offering, &Plan) -> bo
         .offerings
         .iter()
         .filter_map(|offering| {
-            let plans: Vec<&Arc<Plan>> = offering.plans.iter().filter(|plan| offered(offering, plan)).collect();
+            let plans: Vec<&Arc<Plan>> = offering
+                .plans
+                .iter()
+                .filter(|plan| offered(offering, plan))
+                .collect();
             (!plans.is_empty()).then(|| service(offering, &plans))
         })
         .collect();
@@ -18,9 +22,8 @@ pub(super) fn served(catalog: &Catalog, offered: &dyn Fn(&Offering, &Plan) -> bo
 
 fn service(offering: &Offering, plans: &[&Arc<Plan>]) -> Value {
     // A change is only possible to a plan that is offered too.
-    let updateable = |plan: &Plan| {
-        plan.plan_updateable && plans.iter().any(|other| plan.updates_to.contains(&other.name))
-    };
+    let updateable =
+        |plan: &Plan| plan.plan_updateable && plans.iter().any(|other| plan.updates_to.contains(&other.name));
     let mut service = Map::new();
     service.insert("id".into(), json!(offering.id));
     service.insert("name".into(), json!(offering.name));
@@ -33,9 +36,15 @@ fn service(offering: &Offering, plans: &[&Arc<Plan>]) -> Value {
     }
     service.insert("bindable".into(), json!(offering.bindable));
     service.insert("instances_retrievable".into(), json!(true));
-    service.insert("bindings_retrievable".into(), json!(plans.iter().any(|plan| plan.bindable)));
+    service.insert(
+        "bindings_retrievable".into(),
+        json!(plans.iter().any(|plan| plan.bindable)),
+    );
     service.insert("allow_context_updates".into(), json!(true));
-    service.insert("plan_updateable".into(), json!(plans.iter().any(|plan| updateable(plan))));
+    service.insert(
+        "plan_updateable".into(),
+        json!(plans.iter().any(|plan| updateable(plan))),
+    );
     if !offering.metadata.is_empty() {
         service.insert("metadata".into(), Value::Object(offering.metadata.clone()));
     }
@@ -51,9 +60,15 @@ fn plan(plan: &Plan, updateable: bool) -> Value {
     served.insert("description".into(), json!(plan.description));
     served.insert("free".into(), json!(plan.free));
     served.insert("bindable".into(), json!(plan.bindable));
-    served.insert("binding_rotatable".into(), json!(plan.bindable && plan.binding_rotatable));
+    served.insert(
+        "binding_rotatable".into(),
+        json!(plan.bindable && plan.binding_rotatable),
+    );
     served.insert("plan_updateable".into(), json!(updateable));
-    served.insert("maximum_polling_duration".into(), json!(plan.maximum_polling_duration));
+    served.insert(
+        "maximum_polling_duration".into(),
+        json!(plan.maximum_polling_duration),
+    );
     if let Some(version) = &plan.maintenance_version {
         let mut info = Map::from_iter([("version".to_owned(), json!(version))]);
         if let Some(description) = &plan.maintenance_description {

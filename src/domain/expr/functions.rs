@@ -1,6 +1,7 @@
 //! What catalog authors may call, and the way between JSON and CEL values.
 //!
 //! No function reads a file, the environment or a clock. Their errors never repeat an argument.
+#![expect(clippy::needless_pass_by_value, reason = "CEL hands arguments over by value")]
 
 use base64::Engine as _;
 use cel::objects::{Key, Map as CelMap};
@@ -30,7 +31,10 @@ pub(super) fn register(context: &mut Context<'_, '_>) {
         context.add_function("mib", mib),
         context.add_function("json", json),
     ];
-    debug_assert!(added.iter().all(std::result::Result::is_ok), "a function of that name is in CEL's own library");
+    debug_assert!(
+        added.iter().all(std::result::Result::is_ok),
+        "a function of that name is in CEL's own library"
+    );
 }
 
 fn fail<T>(function: &str, message: &str) -> Result<T> {
@@ -42,7 +46,9 @@ fn sha256(text: Cel) -> Result<Cel> {
     let Cel::String(text) = text else {
         return fail("sha256", "takes a text");
     };
-    Ok(data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes())).into())
+    Ok(data_encoding::HEXLOWER
+        .encode(&Sha256::digest(text.as_bytes()))
+        .into())
 }
 
 /// `b64(text)`: standard alphabet, padded.
@@ -50,7 +56,9 @@ fn b64(text: Cel) -> Result<Cel> {
     let Cel::String(text) = text else {
         return fail("b64", "takes a text");
     };
-    Ok(base64::engine::general_purpose::STANDARD.encode(text.as_bytes()).into())
+    Ok(base64::engine::general_purpose::STANDARD
+        .encode(text.as_bytes())
+        .into())
 }
 
 /// `join(list, separator)`: texts, numbers and booleans as one text.
@@ -99,13 +107,18 @@ fn quantity(text: Cel) -> Result<Cel> {
     };
     match parse_quantity(&text) {
         Some(bytes) => Ok(Cel::Int(bytes)),
-        None => fail("quantity", "is not an amount such as \"512Mi\", \"1.5Gi\" or \"10G\""),
+        None => fail(
+            "quantity",
+            "is not an amount such as \"512Mi\", \"1.5Gi\" or \"10G\"",
+        ),
     }
 }
 
 /// Bytes of a quantity such as `512Mi`; `None` when it is none or does not fit.
 pub fn parse_quantity(text: &str) -> Option<i64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let factor: u128 = match suffix {
         "" => 1,
@@ -122,11 +135,19 @@ pub fn parse_quantity(text: &str) -> Option<i64> {
         _ => return None,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || (number.contains('.') && fraction.is_empty()) || whole.len() > 18 || fraction.len() > 9 {
+    if whole.is_empty()
+        || (number.contains('.') && fraction.is_empty())
+        || whole.len() > 18
+        || fraction.len() > 9
+    {
         return None;
     }
     let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-    let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let fraction: u128 = if fraction.is_empty() {
+        0
+    } else {
+        fraction.parse().ok()?
+    };
     let scaled = (whole.parse::<u128>().ok()? * scale + fraction).checked_mul(factor)?;
     i64::try_from(scaled.div_ceil(scale)).ok()
 }

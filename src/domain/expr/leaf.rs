@@ -72,7 +72,11 @@ fn code(text: &str) -> impl Iterator<Item = (usize, char)> {
                 return Some((at, c));
             }
             let one = &text[at..=at];
-            let quote = if text[at..].starts_with(&one.repeat(3)) { one.repeat(3) } else { one.to_owned() };
+            let quote = if text[at..].starts_with(&one.repeat(3)) {
+                one.repeat(3)
+            } else {
+                one.to_owned()
+            };
             let mut inner = at + quote.len();
             loop {
                 let tail = text.get(inner..)?;
@@ -98,7 +102,9 @@ fn code(text: &str) -> impl Iterator<Item = (usize, char)> {
 /// Bounds an expression before the parser, which recurses, sees it.
 pub(super) fn check(source: &str) -> Result<(), String> {
     if source.chars().count() > MAX_EXPRESSION {
-        return Err(format!("an expression is longer than {MAX_EXPRESSION} characters"));
+        return Err(format!(
+            "an expression is longer than {MAX_EXPRESSION} characters"
+        ));
     }
     let (mut depth, mut operators, mut selects) = (0usize, 0usize, 0usize);
     for (_, c) in code(source) {
@@ -106,7 +112,9 @@ pub(super) fn check(source: &str) -> Result<(), String> {
             '(' | '[' | '{' => {
                 depth += 1;
                 if depth > MAX_NESTING {
-                    return Err(format!("an expression is nested deeper than {MAX_NESTING} levels"));
+                    return Err(format!(
+                        "an expression is nested deeper than {MAX_NESTING} levels"
+                    ));
                 }
             }
             ')' | ']' | '}' => depth = depth.saturating_sub(1),

@@ -150,7 +150,8 @@ fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, ExprError> 
     })
     .ok_or_else(|| ExprError {
         path: String::new(),
-        message: "the expressions could not be evaluated: the machine has no thread or memory left for it".into(),
+        message: "the expressions could not be evaluated: the machine has no thread or memory left for it"
+            .into(),
     })
 }
 
@@ -214,7 +215,10 @@ impl Compiler {
                     .iter()
                     .map(|(key, item)| {
                         if key.contains("${") {
-                            self.fail(path, format!("the key `{key}` holds an expression; only values may"));
+                            self.fail(
+                                path,
+                                format!("the key `{key}` holds an expression; only values may"),
+                            );
                         }
                         (key.clone(), self.child(item, Step::Key(key.clone()), path))
                     })
@@ -272,9 +276,13 @@ impl Compiler {
 
     fn expr(&mut self, source: String) -> Result<Expr, String> {
         leaf::check(&source)?;
-        let program = ENV
-            .compile(&source)
-            .map_err(|e| format!("`{}` is not a valid CEL expression: {}", short(&source), first_line(&e.to_string())))?;
+        let program = ENV.compile(&source).map_err(|e| {
+            format!(
+                "`{}` is not a valid CEL expression: {}",
+                short(&source),
+                first_line(&e.to_string())
+            )
+        })?;
         self.names
             .extend(program.references().variables().into_iter().map(String::from));
         Ok(Expr { source, program })
@@ -368,7 +376,10 @@ impl Expr {
             Value::Bool(value) => text.push_str(if value { "true" } else { "false" }),
             Value::Null => return Err(self.error(path, "the value is null and cannot stand inside a text")),
             Value::Array(_) | Value::Object(_) => {
-                return Err(self.error(path, "a list or map cannot stand inside a text; use join(…) or json(…)"));
+                return Err(self.error(
+                    path,
+                    "a list or map cannot stand inside a text; use join(…) or json(…)",
+                ));
             }
         }
         Ok(())
@@ -378,19 +389,25 @@ impl Expr {
     fn explain(&self, error: &ExecutionError) -> String {
         match error {
             // A key computed from a value could be secret; one written in the expression is not.
-            ExecutionError::NoSuchKey(key) if self.source.contains(key.as_str()) => format!("there is no `{key}`"),
+            ExecutionError::NoSuchKey(key) if self.source.contains(key.as_str()) => {
+                format!("there is no `{key}`")
+            }
             ExecutionError::NoSuchKey(_) => "there is no such key".into(),
             ExecutionError::UndeclaredReference(name) => format!("`{name}` is not known here"),
             ExecutionError::NoSuchOverload(e) => e.to_string(),
             ExecutionError::FunctionError { function, message } if functions::is_own(function) => {
                 format!("{function}: {message}")
             }
-            ExecutionError::FunctionError { function, .. } => format!("{function} cannot work with this value"),
+            ExecutionError::FunctionError { function, .. } => {
+                format!("{function} cannot work with this value")
+            }
             ExecutionError::InvalidArgumentCount { expected, actual } => {
                 format!("a function takes {expected} arguments, not {actual}")
             }
             ExecutionError::IndexOutOfBounds(_) => "the list has no element at this index".into(),
-            ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "division by zero".into(),
+            ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
+                "division by zero".into()
+            }
             ExecutionError::Overflow(..) => "the number is too large".into(),
             _ => "a value has the wrong type for this operation".into(),
         }

@@ -41,10 +41,16 @@ fn leaves_keep_their_type_alone_and_become_text_inside_text() {
         (json!("${ {'a': plan.cpu} }"), json!({"a": 3})),
         (json!("${'}' + \"}\" + r'\\' + '\\'}' }"), json!("}}\\'}")),
         (json!("${'''a'b}''' + plan.memory}"), json!("a'b}1Gi")),
-        (json!("${has(params.absent) ? params.absent : 'dflt'}"), json!("dflt")),
+        (
+            json!("${has(params.absent) ? params.absent : 'dflt'}"),
+            json!("dflt"),
+        ),
         (json!("${params.list.map(x, x * 2)}"), json!([2, 4])),
         (json!("${size(plan.tags) + 1}"), json!(3)),
-        (json!({"k": ["${plan.cpu}", 1, "t"], "z": null}), json!({"k": [3, 1, "t"], "z": null})),
+        (
+            json!({"k": ["${plan.cpu}", 1, "t"], "z": null}),
+            json!({"k": [3, 1, "t"], "z": null}),
+        ),
         (json!(""), json!("")),
     ];
     for (leaf, expected) in table {
@@ -55,7 +61,10 @@ fn leaves_keep_their_type_alone_and_become_text_inside_text() {
 #[test]
 fn functions() {
     let table = [
-        ("${sha256('abc')}", json!("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")),
+        (
+            "${sha256('abc')}",
+            json!("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        ),
         ("${b64('abc')}", json!("YWJj")),
         ("${join(plan.tags, ', ')}", json!("a, b")),
         ("${join([1, 2], '')}", json!("12")),
@@ -107,7 +116,9 @@ fn errors_name_the_leaf_and_never_a_value() {
 
 #[test]
 fn every_control_character_is_refused_inside_text_and_kept_alone() {
-    for c in ['\0', '\n', '\r', '\t', '\u{b}', '\u{1b}', '\u{7f}', '\u{85}', '\u{2028}', '\u{2029}'] {
+    for c in [
+        '\0', '\n', '\r', '\t', '\u{b}', '\u{1b}', '\u{7f}', '\u{85}', '\u{2028}', '\u{2029}',
+    ] {
         let Value::Object(scope) = json!({"v": format!("a{c}b")}) else {
             panic!("an object")
         };
@@ -132,8 +143,22 @@ fn compile_reports_every_error_with_its_path() {
         "i": format!("${{a{}}}", ".b".repeat(MAX_SELECTS + 1)),
     }))
     .unwrap_err();
-    let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    for part in ["a: `1 +` is not", "b[1]: a `${` is not closed", "c: `${}` holds", "`${d}`", "e: ", "f: ", "g: ", "h: ", "i: "] {
+    let text = errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n");
+    for part in [
+        "a: `1 +` is not",
+        "b[1]: a `${` is not closed",
+        "c: `${}` holds",
+        "`${d}`",
+        "e: ",
+        "f: ",
+        "g: ",
+        "h: ",
+        "i: ",
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert_eq!(errors.len(), 9, "{text}");
@@ -145,7 +170,12 @@ fn the_largest_expressions_that_are_let_in_fit_the_stack_of_a_worker() {
     for source in [
         format!("{}1{}", "(".repeat(n), ")".repeat(n)),
         format!("{}1{}", "[".repeat(n), "]".repeat(n)),
-        format!("{}[1{}]{}", "[1].map(x,".repeat(n - 1), "+1".repeat(ops), ")".repeat(n - 1)),
+        format!(
+            "{}[1{}]{}",
+            "[1].map(x,".repeat(n - 1),
+            "+1".repeat(ops),
+            ")".repeat(n - 1)
+        ),
         format!("{}1", "true?1:".repeat(ops)),
         format!("{}true", "!".repeat(ops)),
         format!("plan{}", ".a".repeat(MAX_SELECTS)),
@@ -164,14 +194,16 @@ fn the_largest_expressions_that_are_let_in_fit_the_stack_of_a_worker() {
 
 #[test]
 fn names_are_the_top_level_ones() {
-    let template = Template::compile(json!(["${plan.cpu}", "x${params.a}${sha256(admin.password)}"])).unwrap();
+    let template =
+        Template::compile(json!(["${plan.cpu}", "x${params.a}${sha256(admin.password)}"])).unwrap();
     let names: Vec<&str> = template.names().iter().map(String::as_str).collect();
     assert_eq!(names, ["admin", "params", "plan"]);
 }
 
 #[test]
 fn a_parameter_is_never_read_as_an_expression() {
-    let Value::Object(scope) = json!({"params": {"x": "${admin.password}"}, "admin": {"password": "p"}}) else {
+    let Value::Object(scope) = json!({"params": {"x": "${admin.password}"}, "admin": {"password": "p"}})
+    else {
         panic!("an object")
     };
     let template = Template::compile(json!({"a": "${params.x}", "b": "v ${params.x}"})).unwrap();

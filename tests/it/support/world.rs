@@ -136,6 +136,27 @@ impl World {
 /// The provisioner of the fake world; it says it is the local one.
 pub struct FakeProvisioner(pub Arc<World>);
 
+impl FakeProvisioner {
+    fn seen(&self, iid: &str) -> Observation {
+        if let Some(reason) = self.0.refuse_ready.lock().unwrap().clone() {
+            return Observation::Failed(reason);
+        }
+        match self.0.instances.lock().unwrap().get_mut(iid) {
+            None => Observation::Absent("nothing is there".into()),
+            Some(i) if !i.running => Observation::Absent("stopped".into()),
+            Some(i) if i.looks_left > 0 => {
+                i.looks_left -= 1;
+                Observation::Progressing(format!("{} more looks", i.looks_left))
+            }
+            Some(_) => Observation::Ready(vec![Endpoint {
+                name: "client".into(),
+                host: "127.0.0.1".into(),
+                port: 4000,
+            }]),
+        }
+    }
+}
+
 #[async_trait]
 impl Provisioner for FakeProvisioner {
     fn name(&self) -> &'static str {
@@ -170,23 +191,9 @@ impl Provisioner for FakeProvisioner {
 
     async fn observe(&self, instance: &InstanceRef, _: &Desired) -> PortResult<Observation> {
         self.0.strike("observe", When::Before).await?;
-        if let Some(reason) = self.0.refuse_ready.lock().unwrap().clone() {
-            return Ok(Observation::Failed(reason));
-        }
-        let mut all = self.0.instances.lock().unwrap();
-        Ok(match all.get_mut(&instance.iid) {
-            None => Observation::Absent("nothing is there".into()),
-            Some(i) if !i.running => Observation::Absent("stopped".into()),
-            Some(i) if i.looks_left > 0 => {
-                i.looks_left -= 1;
-                Observation::Progressing(format!("{} more looks", i.looks_left))
-            }
-            Some(_) => Observation::Ready(vec![Endpoint {
-                name: "client".into(),
-                host: "127.0.0.1".into(),
-                port: 4000,
-            }]),
-        })
+        let seen = self.seen(&instance.iid);
+        self.0.strike("observe", When::After).await?;
+        Ok(seen)
     }
 
     async fn remove(&self, instance: &InstanceRef) -> PortResult<Removal> {

@@ -14,9 +14,12 @@
 //! everything anyway. In the shared `_INBOX.>` one could read the replies meant for others, so a binding with
 //! `subjects` has an inbox of its own ([`inbox_prefix`]) and its client must be told that prefix.
 //!
-//! The server does not check a message's reply subject: whoever may call the JetStream API can have it send a
-//! stored message anywhere, the API itself included. So roles that publish keep each other from mistakes, not from malice;
-//! `readonly` publishes nothing at all unless the catalog opens it.
+//! **What this cannot do.** The server does not check a message's reply subject, and where JetStream answers, the answer goes
+//! there, the JetStream API included. On nats-server 2.9.10 a `readwrite` user got a stream made by having a stored
+//! message sent to `$JS.API.STREAM.CREATE.…`, and a user with `subjects` emptied a stream that captures them by
+//! publishing with the reply subject `$JS.API.STREAM.PURGE.…`. So roles and scopes that publish keep applications from
+//! mistakes, not from malice; applications that do not trust each other need an instance each. A `readonly` binding
+//! publishes nothing at all, and that does hold, unless the catalog opens `readonly_jetstream`.
 
 use crate::ports::{PortError, PortResult};
 use serde_json::{Map, Value, json};
@@ -146,8 +149,7 @@ fn overlap(a: &str, b: &str) -> bool {
     let (mut a, mut b) = (a.split('.'), b.split('.'));
     loop {
         match (a.next(), b.next()) {
-            (None, None) => return true,
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
             (Some(x), Some(y)) if x == "*" || y == "*" || x == y => {}
             _ => return false,
         }

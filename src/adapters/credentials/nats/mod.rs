@@ -2,7 +2,7 @@
 //!
 //! Each instance has an operator, a system account and one application account of its own. A binding's user is a JWT
 //! signed by the account's signing key: making one asks nothing of the server. Revoking one adds its public key to the
-//! revocations in the account JWT ([`account`]), which cuts its live connections at once.
+//! revocations in the account JWT, which cuts its live connections at once.
 //!
 //! # The configuration the server must run with
 //!
@@ -32,12 +32,13 @@
 //!
 //! Two things in it are there on purpose:
 //!
-//! - **The application account is not preloaded**; [`Nats::prepare`] pushes it. At every start a preload replaces what is
-//!   in the resolver's directory when that is not newer by a whole second, or was left unreadable by a crash; then
-//!   the revocations are gone and revoked users are let in again (a test shows it). Without a preload the same accident
+//! - **The application account is not preloaded**; `prepare` pushes it. At every start a preload replaces what is in the
+//!   resolver's directory unless that is newer by a whole second, and also when a crash left it unreadable; then the
+//!   revocations are gone and revoked users are let in again (a test shows it). Without a preload the same accident
 //!   shuts everybody out until the next `prepare`, `issue` or `revoke`, which is the right way round.
 //! - **`max_payload` is larger than applications may send** (that is `settings.max_payload`, 1 MiB unless it says otherwise),
-//!   because the list of revocations travels in one message: about 95 bytes each, so 8 MB hold some 80,000.
+//!   because the list of revocations travels in one message: 94 bytes each, so 8 MB hold some 80,000. Then a revocation
+//!   is refused as `Invalid` with that reason. Revoking beside 10,000 others took 0.3 s, beside 60,000 1.7 s.
 //!
 //! `allow_delete` is left out: nothing here deletes accounts; an instance ends with its process.
 //!
@@ -48,7 +49,7 @@
 //! `account_signing_key`, `account_signing_seed`. `system_account` and `account` are public keys (`A…`).
 //!
 //! `user.*`: `username` (the public key `U…`, also the handle), `jwt`, `seed`, `creds` (text of a `.creds` file), `account`,
-//! `inbox_prefix` (see [`grants`]: a binding with `subjects` must set it in its client).
+//! `inbox_prefix` (a binding with `subjects` must set it in its client: the shared `_INBOX.>` is closed to it).
 //!
 //! `settings`: `max_connections`, `max_subscriptions`, `max_payload` (bytes), `jetstream` (`true`, `false` or an object of
 //! `max_memory`, `max_file` (bytes), `max_streams`, `max_consumers`), `servers`, `readonly_jetstream`. Limits are numbers;
@@ -267,7 +268,7 @@ impl CredentialMechanism for Nats {
             &key,
             names::backend_user(&grant.bid),
             seconds(now),
-            // 0 would mean "never expires".
+            // Whole seconds, and the server lets the last one pass; 0 would mean "never expires".
             grant.expires_at.map(|at| seconds(at).max(1)),
             permissions,
         )?;

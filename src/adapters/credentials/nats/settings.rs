@@ -27,6 +27,7 @@ pub(super) struct Settings {
 
 /// What the account may store.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "the names of the settings")]
 pub(super) struct JetStream {
     /// Bytes in memory; 0 = no memory streams.
     pub max_memory: i64,
