@@ -18,6 +18,7 @@ mod limit;
 mod log;
 pub mod openapi;
 mod pages;
+mod password;
 mod route;
 pub mod schema;
 #[cfg(test)]
