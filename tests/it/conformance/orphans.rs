@@ -130,7 +130,7 @@ async fn o02_an_answer_nobody_saw_can_be_asked_for_again_or_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn o03_clearing_up_touches_only_what_no_platform_can_know() {
+async fn o03_clearing_up_never_touches_what_a_platform_or_nobody_knows() {
     let broker = TestBroker::start().await;
     broker.provisioned("i").await;
     let c = broker.bound("i", "b").await;
@@ -143,8 +143,11 @@ async fn o03_clearing_up_touches_only_what_no_platform_can_know() {
     let nobodys = "a".repeat(26);
     broker.world.instances.lock().unwrap().insert(nobodys.clone(), FakeInstance::default());
     let report = broker.sweeper().once().await.unwrap();
-    assert_eq!((report.unknown, report.orphans, report.purged, report.expired, report.residual), (1, 0, 0, 0, 0));
-    assert!(broker.world.instances.lock().unwrap().remove(&nobodys).is_some());
+    assert_eq!((report.orphans, report.purged, report.expired, report.residual), (0, 0, 0, 0));
+    assert_eq!(report.unknown, 1);
+    // It may be somebody's data under a lost database: told, and gone only when an operator asks.
+    assert!(broker.world.instances.lock().unwrap().contains_key(&nobodys));
+    assert!(broker.sweeper().remove(&nobodys).await);
     assert!(broker.world.lets_in(c["username"].as_str().unwrap(), c["password"].as_str().unwrap()));
     assert_eq!(told(&broker, &instance("failed")).await["state"], "failed");
     broker.run_until_idle().await;
