@@ -139,7 +139,6 @@ async fn o03_clearing_up_never_touches_what_a_platform_or_nobody_knows() {
     broker.run_until_idle().await;
     *broker.world.refuse_ready.lock().unwrap() = None;
     broker.put(&flagged(&instance("running")), &catalog::provision_body()).await.expect(202);
-    // Something no row knows may be the data of a lost database: it is told and left alone.
     let nobodys = "a".repeat(26);
     broker.world.instances.lock().unwrap().insert(nobodys.clone(), FakeInstance::default());
     let report = broker.sweeper().once().await.unwrap();
