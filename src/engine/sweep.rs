@@ -22,6 +22,8 @@ use tracing::{info, warn};
 const PAGE: i64 = 200;
 /// Ended bindings whose servers are asked in one round, the latest first.
 const MOST_ENDED: i64 = 500;
+/// Tombstones, and operations, forgotten in one transaction.
+const PURGED: i64 = 50;
 /// How long a left-over rests before it is tried again.
 const REST: Duration = Duration::from_mins(1);
 /// How long after the end of a binding its user may be made again by a worker that was held up.
@@ -315,14 +317,15 @@ impl Sweeper {
         })
     }
 
-    /// Forgets tombstones whose retention is over.
+    /// Forgets tombstones, and operations that newer ones followed, whose retention is over.
     pub async fn purge(&self) -> Result<SweepReport, Fail> {
         let before = self.engine.now() - millis(self.engine.settings.retention);
         let mut report = SweepReport::default();
         loop {
-            let gone = self.engine.store.purge_instances(before, 50).await?;
+            let gone = self.engine.store.purge_instances(before, PURGED).await?
+                + self.engine.store.purge_operations(before, PURGED).await?;
             report.purged += gone;
-            if gone < 50 {
+            if gone == 0 {
                 return Ok(report);
             }
         }

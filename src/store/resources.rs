@@ -397,6 +397,34 @@ impl Store {
         .await
     }
 
+    /// Removes up to `most` operations that ended before `before`, except each subject's latest. Returns how many went.
+    pub async fn purge_operations(&self, before: Millis, most: i64) -> Result<usize, Fail> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let rows = sqlx::query(
+                    "SELECT o.id FROM operations o WHERE o.finished_at <= $1 AND EXISTS \
+                     (SELECT 1 FROM operations l WHERE l.subject = o.subject AND l.seq > o.seq) LIMIT $2",
+                )
+                .bind(before)
+                .bind(most)
+                .fetch_all(&mut *tx.connection)
+                .await?;
+                for row in &rows {
+                    let id: String = row.try_get(0)?;
+                    tx.wrote = true;
+                    for sql in [
+                        "DELETE FROM operation_events WHERE operation = $1",
+                        "DELETE FROM operations WHERE id = $1",
+                    ] {
+                        sqlx::query(sql).bind(&id).execute(&mut *tx.connection).await?;
+                    }
+                }
+                Ok(rows.len())
+            })
+        })
+        .await
+    }
+
     /// Ids ever served: id, kind, name.
     pub async fn catalog_ids(&self) -> Result<Vec<(String, String, String)>, Fail> {
         let mut connection = self.reader().await?;

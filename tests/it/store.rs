@@ -40,6 +40,7 @@ on_both!(
     last_operation_answers_for_the_named_one_else_the_latest,
     finish_moves_operation_and_instance_together,
     tombstones_go_with_everything_of_theirs,
+    old_operations_go_except_the_latest_of_each_subject,
     the_first_secret_of_a_name_stays,
     a_secret_of_what_is_being_deleted_is_refused,
     migrating_again_changes_nothing,
@@ -416,6 +417,20 @@ async fn tombstones_go_with_everything_of_theirs(store: Store) {
     assert!(store.binding("b1").await.unwrap().is_none());
     assert!(store.operation("op1").await.unwrap().is_none());
     assert!(store.last_operation("i2", None).await.unwrap().is_some());
+}
+
+async fn old_operations_go_except_the_latest_of_each_subject(store: Store) {
+    for n in 0..3 {
+        accept(&store, &format!("op{n}"), "i1", OperationKind::Update, 1).await.unwrap();
+        let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+        let done = finish(OperationState::Succeeded, instance("i1"));
+        store.finish(&claimed, done, 100 + n).await.unwrap();
+    }
+    assert_eq!(store.purge_operations(100, 10).await.unwrap(), 1);
+    assert_eq!(store.purge_operations(1000, 10).await.unwrap(), 1);
+    assert_eq!(store.purge_operations(1000, 10).await.unwrap(), 0);
+    assert!(store.operation("op1").await.unwrap().is_none());
+    assert_eq!(store.operation("op2").await.unwrap().unwrap().1.len(), 1);
 }
 
 async fn the_first_secret_of_a_name_stays(store: Store) {
