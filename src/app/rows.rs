@@ -19,7 +19,6 @@ impl SqlRows {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
 fn unavailable(fail: Fail) -> PortError {
     PortError::transient("The broker's database cannot be used at the moment.").with_detail(fail)
 }
@@ -30,7 +29,7 @@ impl Rows for SqlRows {
         let now = self.clock.now();
         self.store.secret_insert(name, sealed, now).await.map_err(|fail| match fail {
             Fail::Refused(error) => PortError::new(PortErrorKind::Gone, error.description),
-            fail => unavailable(fail),
+            fail @ Fail::Db(_) => unavailable(fail),
         })
     }
 

@@ -23,7 +23,7 @@ const MOST_ENDED: i64 = 500;
 /// How long a left-over rests before it is tried again.
 const REST: Duration = Duration::from_secs(60);
 /// How long after the end of a binding its user may be made again by a worker that was held up.
-const HELD_UP: Duration = Duration::from_secs(3600);
+const HELD_UP: Duration = Duration::from_hours(1);
 
 /// What one round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
