@@ -1,6 +1,6 @@
 //! Loading the catalog and putting changed files into use while the broker runs.
 
-use crate::adapters::catalog_dir;
+use crate::adapters::catalog_dir::{self, Watch};
 use crate::config;
 use crate::domain::catalog::{Catalog, Mechanisms, Problem, Sources};
 use crate::engine::Engine;
@@ -8,7 +8,6 @@ use crate::ports::CredentialMechanism;
 use anyhow::{Context, anyhow};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -30,12 +29,16 @@ impl Mechanisms for Registered<'_> {
     }
 }
 
-/// The files of a catalog: those of `dirs`, or the ones this program carries when no directory is named.
-pub fn sources(dirs: &[PathBuf]) -> anyhow::Result<Sources> {
-    if dirs.is_empty() {
-        return Ok(catalog_dir::embedded());
-    }
-    catalog_dir::read(dirs).context("catalog.dirs")
+/// The files of a catalog: those the program carries, if wanted, under those of the directories.
+pub fn sources(settings: &config::Catalog) -> anyhow::Result<Sources> {
+    let own = catalog_dir::read(&settings.dirs).context("catalog.dirs")?;
+    Ok(merged(settings, own))
+}
+
+fn merged(settings: &config::Catalog, own: Sources) -> Sources {
+    let mut all = if settings.builtin { catalog_dir::embedded() } else { Sources::new() };
+    all.extend(own);
+    all
 }
 
 /// Checks sources against the mechanisms there are.
@@ -47,8 +50,11 @@ pub fn check(
 }
 
 /// Loads a catalog that is right.
-pub fn load(dirs: &[PathBuf], mechanisms: &BTreeMap<String, Arc<dyn CredentialMechanism>>) -> anyhow::Result<Catalog> {
-    check(&sources(dirs)?, mechanisms).map_err(|problems| anyhow!("the catalog cannot be used:\n{}", listed(&problems)))
+pub fn load(
+    settings: &config::Catalog,
+    mechanisms: &BTreeMap<String, Arc<dyn CredentialMechanism>>,
+) -> anyhow::Result<Catalog> {
+    check(&sources(settings)?, mechanisms).map_err(|problems| anyhow!("the catalog cannot be used:\n{}", listed(&problems)))
 }
 
 /// One problem a line.
@@ -62,30 +68,36 @@ pub(super) async fn watch(settings: config::Catalog, engine: Arc<Engine>, stop: 
     if settings.dirs.is_empty() || settings.reload_seconds == 0 {
         return;
     }
-    let dirs = Arc::new(settings.dirs);
-    let mut seen = read(&dirs).await;
-    loop {
+    let dirs = settings.dirs.clone();
+    let begun = tokio::task::spawn_blocking(move || {
+        let now = catalog_dir::read(&dirs).unwrap_or_default();
+        Watch::new(dirs, &now)
+    });
+    let mut watch = begun.await.ok();
+    let mut complained = None;
+    while let Some(mut looking) = watch.take() {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(settings.reload_seconds)) => {}
             () = stop.cancelled() => return,
         }
-        let now = read(&dirs).await;
-        if now == seen {
-            continue;
+        let looked = tokio::task::spawn_blocking(move || (looking.poll(), looking)).await;
+        let Ok((found, looked)) = looked else { return };
+        watch = Some(looked);
+        match found {
+            Ok(None) => {}
+            Ok(Some(own)) => {
+                complained = None;
+                reload(&engine, &merged(&settings, own)).await;
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if complained.as_ref() != Some(&why) {
+                    error!(error = why, "the catalog's files cannot be read; the old catalog stays in use");
+                    complained = Some(why);
+                }
+            }
         }
-        match &now {
-            Ok(sources) => reload(&engine, sources).await,
-            Err(why) => error!(error = why, "the catalog's files cannot be read; the old catalog stays in use"),
-        }
-        seen = now;
     }
-}
-
-async fn read(dirs: &Arc<Vec<PathBuf>>) -> Result<Sources, String> {
-    let dirs = dirs.clone();
-    tokio::task::spawn_blocking(move || sources(&dirs).map_err(|e| format!("{e:#}")))
-        .await
-        .unwrap_or_else(|e| Err(e.to_string()))
 }
 
 async fn reload(engine: &Engine, sources: &Sources) {

@@ -146,7 +146,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         new_id: Arc::new(random_token),
     };
     let engine = Engine::new(store, ports, engine_settings(config, role));
-    let loaded = catalog::load(&config.catalog.dirs, &engine.ports().mechanisms)?;
+    let loaded = catalog::load(&config.catalog, &engine.ports().mechanisms)?;
     engine.set_catalog(loaded).await?;
     Ok(Assembled { engine, local, sealed })
 }

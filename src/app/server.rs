@@ -21,13 +21,15 @@ use tracing::{error, info};
 /// How often bindings and stopped instances are looked after.
 const OFTEN: Duration = Duration::from_secs(2);
 /// How often the world outside is compared with the rows.
-const SELDOM: Duration = Duration::from_secs(60);
+const SELDOM: Duration = Duration::from_mins(1);
 
 /// Runs the broker until SIGTERM or SIGINT, or until it cannot go on.
 ///
 /// `announce` is told the address the API listens on once it does (none for a worker).
 pub async fn serve(config: Config, role: Role, announce: impl FnOnce(Option<SocketAddr>)) -> anyhow::Result<()> {
     install_tls_provider();
+    // Whatever this process and the servers it starts write is for their own user only.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let stop = CancellationToken::new();
     let Assembled { engine, .. } = assemble(&config, role).await?;
     let state = Arc::new(http::State::new(
@@ -98,8 +100,8 @@ fn http_settings(config: &Config) -> http::Settings {
         },
         strict_versions: osb.strict_versions,
         max_body: config.http.max_body_bytes,
+        failed_logins_per_minute: config.http.failed_logins_per_minute,
         metrics_on_main: config.http.admin_listen.is_none(),
-        ..http::Settings::default()
     }
 }
 

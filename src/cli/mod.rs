@@ -238,7 +238,12 @@ impl std::error::Error for Quiet {}
 
 fn catalog_check(dirs: &[PathBuf]) -> anyhow::Result<()> {
     let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
-    let sources = app::catalog::sources(dirs)?;
+    let settings = config::Catalog {
+        builtin: dirs.is_empty(),
+        dirs: dirs.to_vec(),
+        ..config::Catalog::default()
+    };
+    let sources = app::catalog::sources(&settings)?;
     match app::catalog::check(&sources, &app::mechanisms(&clock)) {
         Ok(catalog) => {
             let plans: usize = catalog.offerings.iter().map(|o| o.plans.len()).sum();
@@ -268,7 +273,7 @@ fn hash_password() -> anyhow::Result<()> {
 
 fn generate(dir: &std::path::Path) -> anyhow::Result<()> {
     let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
-    let catalog = app::catalog::load(&[], &app::mechanisms(&clock))?;
+    let catalog = app::catalog::load(&config::Catalog::default(), &app::mechanisms(&clock))?;
     for (name, text) in [
         ("openapi/chandler.json", crate::http::openapi::document_json()),
         ("docs/config.schema.json", config::config_schema_json()),

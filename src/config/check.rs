@@ -64,7 +64,7 @@ pub(super) fn check(config: &Config) -> Findings {
     http(&config.http, &mut found);
     osb(&config.osb, &mut found);
     store(&config.store, &mut found);
-    catalog(&config.catalog.dirs, &mut found);
+    catalog(&config.catalog, &mut found);
     provisioner(&config.provisioner, &mut found);
     secrets(&config.secrets, &mut found);
     platforms(&config.platforms, &mut found);
@@ -189,14 +189,14 @@ fn store(store: &Store, found: &mut Findings) {
     }
 }
 
-fn catalog(dirs: &[std::path::PathBuf], found: &mut Findings) {
-    if dirs.is_empty() {
+fn catalog(catalog: &super::sections::Catalog, found: &mut Findings) {
+    if catalog.dirs.is_empty() && !catalog.builtin {
         found.refuse(
             "catalog.dirs",
-            "must be given: directories that hold `catalog/` and `plans/`",
+            "must be given when `catalog.builtin` is false: directories that hold `catalog/` and `plans/`",
         );
     }
-    for (i, dir) in dirs.iter().enumerate() {
+    for (i, dir) in catalog.dirs.iter().enumerate() {
         if !dir.join("catalog").is_dir() {
             found.refuse(
                 format!("catalog.dirs.{i}"),

@@ -43,6 +43,7 @@ impl Config {
             catalog: Catalog {
                 dirs: dev.catalog_dirs.clone(),
                 reload_seconds: 2,
+                ..Catalog::default()
             },
             provisioner: Provisioner {
                 local: Local {

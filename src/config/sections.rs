@@ -106,7 +106,7 @@ pub struct Osb {
     pub deleted_last_operation: DeletedLastOperation,
     /// Leave out response members that are newer than the version a request announces (Z-03).
     pub strict_versions: bool,
-    /// What deleting an instance that still has bindings does (D-09): `cascade` revokes them first, `refuse` answers 400.
+    /// What deleting an instance that still has bindings does (D-09): `cascade` deletes them with it, `refuse` answers 400.
     pub deprovision_with_bindings: DeprovisionWithBindings,
     /// URL given to the platform as an instance's dashboard. `{instance_id}`, `{service}` and `{plan}` are filled in. Absent: no dashboard.
     pub dashboard_url_template: Option<String>,
@@ -199,7 +199,9 @@ impl Default for Store {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Catalog {
-    /// Directories that each hold `catalog/<service>/` and `plans/<service>/`, read in this order. At least one.
+    /// Serve the offerings this program carries. A directory may replace any file of theirs.
+    pub builtin: bool,
+    /// Directories that each hold `catalog/<service>/` and `plans/<service>/`, read in this order; a later one wins.
     pub dirs: Vec<PathBuf>,
     /// Seconds between two looks for changed files; 0 reads the catalog at start only.
     #[schemars(range(max = 86400))]
@@ -209,6 +211,7 @@ pub struct Catalog {
 impl Default for Catalog {
     fn default() -> Self {
         Self {
+            builtin: true,
             dirs: Vec::new(),
             reload_seconds: 10,
         }

@@ -12,6 +12,7 @@
 
 use super::Dialect;
 use crate::domain::error::Error;
+use crate::telemetry;
 use futures::FutureExt;
 use sqlx::pool::PoolConnection;
 use sqlx::{Any, AnyPool};
@@ -206,7 +207,7 @@ async fn writer(pool: AnyPool, mut queue: mpsc::Receiver<Box<dyn Job>>, most: us
                 Err(_) => break,
             }
         }
-        metrics::histogram!("chandler_store_group_size").record(group.len() as f64);
+        telemetry::store_group(u32::try_from(group.len()).unwrap_or(u32::MAX));
         if let Some(failed) = commit_group(&pool, group).await {
             for job in failed {
                 commit_group(&pool, vec![job]).await;

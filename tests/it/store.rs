@@ -43,6 +43,7 @@ on_both!(
     the_first_secret_of_a_name_stays,
     a_secret_of_what_is_being_deleted_is_refused,
     migrating_again_changes_nothing,
+    replicas_that_start_together_migrate_once,
 );
 
 async fn open(url: &str) -> Store {
@@ -429,6 +430,32 @@ async fn the_first_secret_of_a_name_stays(store: Store) {
     store.secret_delete("i/admin").await.unwrap();
     store.secret_delete("i/admin").await.unwrap();
     assert_eq!(store.secret_get("i/admin").await.unwrap(), None);
+}
+
+async fn replicas_that_start_together_migrate_once(store: Store) {
+    let url = match store.dialect() {
+        chandler::store::Dialect::Postgres => postgres::fresh_url().await,
+        chandler::store::Dialect::Sqlite => {
+            let dir = tempfile::tempdir().unwrap().keep();
+            format!("sqlite://{}/new.db?mode=rwc", dir.display())
+        }
+    };
+    let starts: Vec<_> = (0..4)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move {
+                let store = Store::open(&StoreOptions::new(url)).await.unwrap();
+                store.migrate().await.unwrap();
+                store.instance("nobody").await.unwrap()
+            })
+        })
+        .collect();
+    for start in starts {
+        assert!(start.await.unwrap().is_none());
+    }
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        std::fs::remove_dir_all(std::path::Path::new(path).parent().unwrap()).unwrap();
+    }
 }
 
 async fn a_secret_of_what_is_being_deleted_is_refused(store: Store) {
