@@ -29,7 +29,7 @@ impl Rows for SqlRows {
         let now = self.clock.now();
         self.store.secret_insert(name, sealed, now).await.map_err(|fail| match fail {
             Fail::Refused(error) => PortError::new(PortErrorKind::Gone, error.description),
-            fail => unavailable(fail),
+            fail @ Fail::Db(_) => unavailable(fail),
         })
     }
 
