@@ -7,6 +7,7 @@ mod fuzz;
 mod http;
 mod lifecycle;
 mod model;
+mod openapi;
 mod racing;
 mod replicas;
 mod store;
