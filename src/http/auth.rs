@@ -8,13 +8,14 @@
 use super::error::Refusal;
 use super::headers;
 use super::limit::FailureLimit;
+pub use super::password::hash_password;
+use super::password::is_password_of;
 use crate::domain::error::Error;
 use actix_web::http::header::HeaderValue;
 use actix_web::web;
 use arc_swap::ArcSwap;
+use argon2::Algorithm;
 use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
-use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use std::collections::{BTreeSet, HashMap};
@@ -23,7 +24,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 use zeroize::Zeroizing;
 
 /// How long a right password is remembered.
@@ -61,20 +62,6 @@ pub struct Platform {
     pub name: String,
     /// The present credential and, during a rotation, the next.
     pub credentials: Vec<Credential>,
-}
-
-/// The cost of a password check: 19 MiB, two passes, one lane.
-fn hasher() -> Result<Argon2<'static>, String> {
-    let params = Params::new(19 * 1024, 2, 1, None).map_err(|e| e.to_string())?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
-}
-
-/// Hashes a password for [`Credential::hash`], with a fresh random salt. Errors: the system gave no randomness.
-pub fn hash_password(password: &str) -> Result<String, String> {
-    hasher()?
-        .hash_password(password.as_bytes())
-        .map(|hash: PasswordHash| hash.to_string())
-        .map_err(|e| format!("the password cannot be hashed: {e}"))
 }
 
 /// A password that was right.
@@ -171,6 +158,7 @@ pub struct Platforms {
     decoy: Arc<PasswordHash>,
     checks: Arc<Semaphore>,
     queued: AtomicUsize,
+    turns: Turns,
 }
 
 impl Platforms {
@@ -186,6 +174,7 @@ impl Platforms {
             decoy: Arc::new(decoy.map_err(|e| vec![e])?),
             checks: Arc::new(Semaphore::new(CHECKS)),
             queued: AtomicUsize::new(0),
+            turns: Turns::default(),
         })
     }
 
@@ -207,6 +196,12 @@ impl Platforms {
         };
         let memo = self.memo(&user, &password);
         let table = self.table.load_full();
+        if let Some((platform, true)) = table.recall(&memo, Instant::now()) {
+            return Ok(platform);
+        }
+        // Requests with the same password are checked one after the other: after the first right one the rest know it,
+        // so that a platform with many connections does not look like somebody who guesses.
+        let _turn = Turn::wait(&self.turns, memo).await;
         let known = table.recall(&memo, Instant::now());
         if let Some((platform, true)) = known {
             return Ok(platform);
@@ -255,19 +250,14 @@ impl Platforms {
             .acquire_owned()
             .await
             .map_err(|e| Error::internal(e.to_string()))?;
-        // Others may have checked the same password while this one waited.
-        if let Some((platform, true)) = table.recall(&memo, Instant::now()) {
-            return Ok(Some(platform));
-        }
         let entry = table.users.get(user);
         let hash = Arc::clone(entry.map_or(&self.decoy, |(_, hash)| hash));
         let matches = web::block(move || {
             let _permit = permit;
-            hasher().map(|argon2| argon2.verify_password(&password, hash.as_ref()).is_ok())
+            is_password_of(&password, &hash)
         })
         .await
-        .map_err(|e| Error::internal(e.to_string()))?
-        .map_err(Error::internal)?;
+        .map_err(|e| Error::internal(e.to_string()))?;
         // The decoy's password can be guessed, so a match alone proves nothing.
         Ok(entry.filter(|_| matches).map(|(platform, _)| {
             table.remember(memo, platform, Instant::now());
@@ -295,6 +285,51 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Passwords being checked, each with the lock its requests wait at.
+type Turns = Mutex<HashMap<Memo, Arc<tokio::sync::Mutex<()>>>>;
+
+/// One request's turn among those with the same password; given up when dropped, waiting or not.
+struct Turn<'a> {
+    of: &'a Turns,
+    memo: Memo,
+    lock: Option<Arc<tokio::sync::Mutex<()>>>,
+    held: Option<OwnedMutexGuard<()>>,
+}
+
+impl<'a> Turn<'a> {
+    async fn wait(of: &'a Turns, memo: Memo) -> Self {
+        let lock = Arc::clone(
+            of.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(memo)
+                .or_default(),
+        );
+        let mut turn = Self {
+            of,
+            memo,
+            lock: Some(Arc::clone(&lock)),
+            held: None,
+        };
+        turn.held = Some(lock.lock_owned().await);
+        turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        self.held = None;
+        self.lock = None;
+        // The last to go takes the entry along, so there are never more than requests.
+        if turns
+            .get(&self.memo)
+            .is_some_and(|lock| Arc::strong_count(lock) == 1)
+        {
+            turns.remove(&self.memo);
+        }
     }
 }
 
@@ -483,11 +518,21 @@ mod tests {
     #[actix_web::test]
     async fn many_first_requests_at_once_are_checked_few_times() {
         let platforms = Platforms::new(vec![platform("cf", &[("cf", "right")])]).unwrap();
-        let off = FailureLimit::new(0);
-        let value = header("cf", "right");
-        let all = futures::future::join_all((0..64).map(|_| ask(&platforms, &off, Some(&value)))).await;
-        assert!(all.iter().all(Result::is_ok));
+        let limit = FailureLimit::new(2);
+        let (right, wrong) = (header("cf", "right"), header("cf", "wrong"));
+        let all = futures::future::join_all((0..64).map(|_| ask(&platforms, &limit, Some(&right)))).await;
+        assert!(
+            all.iter().all(Result::is_ok),
+            "none of them looks like somebody who guesses"
+        );
+        let all = futures::future::join_all((0..64).map(|_| ask(&platforms, &limit, Some(&wrong)))).await;
+        let refused = |status| all.iter().filter(|answer| **answer == Err(status)).count();
+        assert_eq!(
+            (refused(StatusCode::UNAUTHORIZED), refused(StatusCode::TOO_MANY_REQUESTS)),
+            (2, 62)
+        );
         assert_eq!(platforms.queued.load(Ordering::Relaxed), 0);
+        assert!(platforms.turns.lock().unwrap().is_empty());
         let wrong: Vec<_> = (0..=QUEUED_CHECKS)
             .map(|_| Place::take(&platforms.queued))
             .collect();
@@ -533,10 +578,4 @@ mod tests {
         assert!(!format!("{cheap:?}").contains("2b"), "hashes stay out of Debug");
     }
 
-    #[test]
-    fn hashes_have_the_stated_cost() {
-        let hash = hash_password("x").unwrap();
-        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert_ne!(hash, hash_password("x").unwrap());
-    }
 }

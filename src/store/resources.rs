@@ -340,6 +340,17 @@ impl Store {
         .await
     }
 
+    /// Bindings that ended after `since`, the latest first, and on which nothing is at work.
+    pub async fn ended_bindings(&self, since: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
+        self.bindings_where(
+            "b.state IN ('gone', 'failed', 'expired') AND b.handle <> '' AND b.updated_at > $1 AND NOT EXISTS \
+             (SELECT 1 FROM operations o WHERE o.subject = b.bid AND o.state = 'open') ORDER BY b.updated_at DESC",
+            since,
+            most,
+        )
+        .await
+    }
+
     async fn bindings_where(&self, condition: &str, at: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
         let mut connection = self.reader().await?;
         let sql = format!("SELECT {BINDING} FROM bindings b WHERE {condition} LIMIT $2");

@@ -160,6 +160,10 @@ impl Instance {
             return NONE;
         }
         let success = if flag { ACCEPTED } else { (201, "") };
+        // such a request is wrong whatever exists.
+        if matches!(asked, Asked::After(before) if *before == id) {
+            return BAD;
+        }
         if let Some(there) = self.alive(id) {
             if there.asked != *asked {
                 return CONFLICT;
@@ -174,7 +178,6 @@ impl Instance {
         }
         if let Asked::After(before) = asked {
             match self.alive(before).map(|b| b.state) {
-                _ if *before == id => return BAD,
                 Some(Bound::Creating) => return CONCURRENCY,
                 Some(Bound::Ready) => {}
                 _ => return BAD,

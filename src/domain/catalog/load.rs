@@ -8,7 +8,7 @@ use super::{
     BindingTemplate, Catalog, Mechanisms, Offering, Plan, Problem, ProcessTemplate, Schema, Schemas, Sources,
     check, render, schema,
 };
-use crate::domain::expr::{ExprError, Template};
+use crate::domain::expr::{self, ExprError, Template};
 use base64::Engine as _;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,7 +94,19 @@ pub(super) struct Loaded<'a> {
     pub examples: Vec<raw::Example>,
 }
 
+/// Reads and checks everything.
 pub(super) fn load(sources: &Sources, mechanisms: &dyn Mechanisms) -> Result<Catalog, Vec<Problem>> {
+    // A catalog holds over a thousand templates to compile and fill: one stack for all of them.
+    expr::with_stack(|| load_here(sources, mechanisms)).unwrap_or_else(|error| {
+        Err(vec![Problem {
+            file: String::new(),
+            path: error.path,
+            message: error.message,
+        }])
+    })
+}
+
+fn load_here(sources: &Sources, mechanisms: &dyn Mechanisms) -> Result<Catalog, Vec<Problem>> {
     let mut problems = Problems::default();
     let loaded: Vec<Loaded<'_>> = folders(sources, &mut problems)
         .into_values()

@@ -79,7 +79,7 @@ const KNOWN: &[Words] = &[
 ];
 
 /// What the checker must know about credential mechanisms.
-pub trait Mechanisms {
+pub trait Mechanisms: Sync {
     /// Whether this mechanism exists in this broker, so that bindings can be made with it.
     fn registered(&self, mechanism: &str) -> bool;
 

@@ -11,6 +11,7 @@ mod leaf;
 use cel::{Context, Env, ExecutionError, Program};
 use leaf::Part;
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -138,13 +139,26 @@ impl Template {
     }
 }
 
-/// Runs `work` on a stack that is large enough for it, and waits.
-fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, ExprError> {
+thread_local! {
+    /// Whether this thread has the large stack already.
+    static LARGE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on a stack that is large enough for expressions, and waits.
+///
+/// Whoever compiles or fills many templates calls this around all of it: they then run in place, not on a thread each.
+pub(super) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, ExprError> {
+    if LARGE.get() {
+        return Ok(work());
+    }
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("expressions".into())
             .stack_size(STACK)
-            .spawn_scoped(scope, work)
+            .spawn_scoped(scope, || {
+                LARGE.set(true);
+                work()
+            })
             .ok()?;
         thread.join().ok()
     })
