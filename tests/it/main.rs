@@ -6,6 +6,7 @@ mod conformance;
 mod crash;
 mod fuzz;
 mod http;
+mod injection;
 mod lifecycle;
 mod model;
 mod openapi;
