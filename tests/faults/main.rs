@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
 
 mod dev_cli;
+mod drop_in;
 mod kill9;
 mod replicas;
 mod secrets;
