@@ -362,11 +362,10 @@ mod tests {
             ("level", "INFO"),
             ("message", "issued"),
             ("operation", "op1"),
-            ("instance", "iid1"),
-            ("binding", "bid1"),
+            ("iid", "iid1"),
+            ("bid", "bid1"),
             ("request_id", "req1"),
             ("platform", "cf"),
-            ("step", "issue"),
             ("kind", "bind"),
             ("target", module_path!()),
         ] {

@@ -504,7 +504,7 @@ async fn i05_a_binding_id_may_be_used_again_after_unbind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f01_fetch_tells_everything_every_time() {
+async fn f01_f03_fetch_tells_everything_every_time() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     let body = with(json!({"parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "app"}}));

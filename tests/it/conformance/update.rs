@@ -367,7 +367,7 @@ async fn u13_a_refused_update_applies_none_of_its_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn u14_a_failed_update_says_whether_the_instance_works_and_keeps_the_old_values() {
+async fn u14_u18_a_failed_update_says_whether_the_instance_works_and_keeps_the_old_values() {
     let broker = TestBroker::start().await;
     broker.provisioned_as(ALPHA, SMALL, json!({"size": 5})).await;
     let before = broker.get(&one()).await.expect(200).body;
