@@ -80,13 +80,21 @@ fn real_catalog() -> Catalog {
 
 fn plans() -> Vec<(Arc<Offering>, Arc<Plan>)> {
     let all = real_catalog();
-    let plans: Vec<_> = all.offerings.iter().flat_map(|o| o.plans.iter().map(|p| (o.clone(), p.clone()))).collect();
+    let plans: Vec<_> = all
+        .offerings
+        .iter()
+        .flat_map(|o| o.plans.iter().map(|p| (o.clone(), p.clone())))
+        .collect();
     assert!(plans.len() >= 21, "seven services with three plans each");
     plans
 }
 
 fn schemas(plan: &Plan) -> [(&'static str, &Schema); 3] {
-    [("create", &plan.schemas.create), ("update", &plan.schemas.update), ("bind", &plan.schemas.bind)]
+    [
+        ("create", &plan.schemas.create),
+        ("update", &plan.schemas.update),
+        ("bind", &plan.schemas.bind),
+    ]
 }
 
 /// Every schema below `schema`, itself included.
@@ -105,7 +113,11 @@ fn every_parameter_of_the_catalog_is_bounded() {
     for (offering, plan) in plans() {
         for (call, schema) in schemas(&plan) {
             let mut all = Vec::new();
-            all_of(&format!("{}/{} {call}", offering.name, plan.name), &schema.json, &mut all);
+            all_of(
+                &format!("{}/{} {call}", offering.name, plan.name),
+                &schema.json,
+                &mut all,
+            );
             for (at, part) in all {
                 let has = |member: &str| part.get(member).is_some();
                 if has("enum") {
@@ -114,7 +126,10 @@ fn every_parameter_of_the_catalog_is_bounded() {
                 match part["type"].as_str().unwrap_or_default() {
                     "string" => {
                         let pattern = part["pattern"].as_str().unwrap_or_default();
-                        assert!(pattern.starts_with('^') && pattern.ends_with('$') && has("maxLength"), "{at}: {part}");
+                        assert!(
+                            pattern.starts_with('^') && pattern.ends_with('$') && has("maxLength"),
+                            "{at}: {part}"
+                        );
                     }
                     "array" => assert!(has("maxItems") && has("items"), "{at}: {part}"),
                     "integer" => assert!(has("minimum") && has("maximum"), "{at}: {part}"),
@@ -134,7 +149,10 @@ fn texts(part: &Value, count: usize) -> Vec<String> {
     let strategy = proptest::string::string_regex(bare).unwrap();
     let mut runner = TestRunner::deterministic();
     let most = usize::try_from(part["maxLength"].as_u64().unwrap()).unwrap();
-    (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current()).filter(|text| text.chars().count() <= most).collect()
+    (0..count)
+        .map(|_| strategy.new_tree(&mut runner).unwrap().current())
+        .filter(|text| text.chars().count() <= most)
+        .collect()
 }
 
 /// Parameters valid but for what `value` does to them: the defaults, with one property set.
@@ -146,7 +164,11 @@ fn with(schema: &Schema, name: &str, value: Value) -> Map<String, Value> {
 
 fn properties(schema: &Schema) -> Vec<(String, Value)> {
     let properties = schema.json["properties"].as_object();
-    properties.into_iter().flatten().map(|(name, part)| (name.clone(), part.clone())).collect()
+    properties
+        .into_iter()
+        .flatten()
+        .map(|(name, part)| (name.clone(), part.clone()))
+        .collect()
 }
 
 fn passes(schema: &Schema, params: &Map<String, Value>) -> bool {
@@ -160,26 +182,47 @@ fn hostile_values_and_names_do_not_pass_the_schemas() {
         for (call, schema) in schemas(&plan) {
             let at = format!("{}/{} {call}", offering.name, plan.name);
             for hostile in HOSTILE {
-                assert!(!passes(schema, &with(schema, hostile, json!(1))), "{at}: a parameter named {hostile:?}");
+                assert!(
+                    !passes(schema, &with(schema, hostile, json!(1))),
+                    "{at}: a parameter named {hostile:?}"
+                );
                 for (name, _) in properties(schema) {
-                    for value in [json!(hostile), json!([hostile]), json!({ *hostile: hostile }), json!({"a": [hostile]})] {
+                    for value in [
+                        json!(hostile),
+                        json!([hostile]),
+                        json!({ *hostile: hostile }),
+                        json!({"a": [hostile]}),
+                    ] {
                         tried += 1;
-                        assert!(!passes(schema, &with(schema, &name, value.clone())), "{at}: {name} = {value}");
+                        assert!(
+                            !passes(schema, &with(schema, &name, value.clone())),
+                            "{at}: {name} = {value}"
+                        );
                     }
                 }
             }
             for (name, part) in properties(schema) {
-                let (part, list) = if part["type"] == "array" { (&part["items"], true) } else { (&part, false) };
+                let (part, list) = if part["type"] == "array" {
+                    (&part["items"], true)
+                } else {
+                    (&part, false)
+                };
                 if part["type"] != "string" || part.get("enum").is_some() {
                     continue;
                 }
                 // Something right with something added is refused as well, at either end and in the middle.
                 for good in texts(part, 20) {
-                    for more in ["\n", "\r", "\u{0}", " ", "\t", "\"", "'", "\\", "$", "`", ";", "#", "%", "\u{e9}", "\u{2028}", "${1}", "$(id)", "\nx 1"] {
+                    for more in [
+                        "\n", "\r", "\u{0}", " ", "\t", "\"", "'", "\\", "$", "`", ";", "#", "%", "\u{e9}",
+                        "\u{2028}", "${1}", "$(id)", "\nx 1",
+                    ] {
                         let middle = format!("{}{more}{}", &good[..good.len() / 2], &good[good.len() / 2..]);
                         for bad in [format!("{good}{more}"), format!("{more}{good}"), middle] {
                             let value = if list { json!([bad]) } else { json!(bad) };
-                            assert!(!passes(schema, &with(schema, &name, value)), "{at}: {name} = {bad:?}");
+                            assert!(
+                                !passes(schema, &with(schema, &name, value)),
+                                "{at}: {name} = {bad:?}"
+                            );
                         }
                     }
                 }
@@ -190,10 +233,16 @@ fn hostile_values_and_names_do_not_pass_the_schemas() {
 }
 
 fn render(offering: &Offering, plan: &Plan, iid: &str, params: &Map<String, Value>) -> Desired {
-    try_render(offering, plan, iid, params).unwrap_or_else(|e| panic!("{}: {e} with {params:?}", offering.name))
+    try_render(offering, plan, iid, params)
+        .unwrap_or_else(|e| panic!("{}: {e} with {params:?}", offering.name))
 }
 
-fn try_render(offering: &Offering, plan: &Plan, iid: &str, params: &Map<String, Value>) -> Result<Desired, ExprError> {
+fn try_render(
+    offering: &Offering,
+    plan: &Plan,
+    iid: &str,
+    params: &Map<String, Value>,
+) -> Result<Desired, ExprError> {
     let (mut ports, mut binaries) = (Map::new(), Map::new());
     for process in &offering.process {
         for (name, port) in process.ports.iter().zip(20_001..) {
@@ -207,14 +256,22 @@ fn try_render(offering: &Offering, plan: &Plan, iid: &str, params: &Map<String, 
     let place = json!({"ports": ports, "bin": binaries, "dirs": {"root": root, "init": format!("{root}/.init")}, "host": "127.0.0.1"});
     let mechanism = offering.binding.as_ref().map_or("", |b| b.mechanism.as_str());
     let admin = Secret::new(KnownMechanisms.sample_admin(mechanism));
-    let generated = Secret::from_pairs(offering.generated.keys().map(|name| (name.clone(), "Generated".to_owned())));
+    let generated = Secret::from_pairs(
+        offering
+            .generated
+            .keys()
+            .map(|name| (name.clone(), "Generated".to_owned())),
+    );
     let scope = manifest::instance_scope(iid, "cf", offering, plan, params, place.as_object().unwrap());
     manifest::render(offering, plan, &scope, &admin, &generated)
 }
 
 /// The number of a line's words and the word it begins with: what it says, without the value.
 fn directive(line: &str) -> (String, usize) {
-    let words: Vec<&str> = line.split(|c: char| c.is_whitespace() || "=:".contains(c)).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> = line
+        .split(|c: char| c.is_whitespace() || "=:".contains(c))
+        .filter(|w| !w.is_empty())
+        .collect();
     (words.first().copied().unwrap_or_default().to_owned(), words.len())
 }
 
@@ -225,21 +282,45 @@ fn same_but_for_values(before: &Desired, now: &Desired, may_reword: bool, what: 
         assert_eq!(before.process.is_some(), now.process.is_some(), "{what}");
         return;
     };
-    assert_eq!(before.command, now.command, "{what}: no parameter reaches an argument");
-    assert_eq!(before.init.as_ref().map(|i| &i.command), now.init.as_ref().map(|i| &i.command), "{what}");
-    assert_eq!(before.env, now.env, "{what}: no parameter reaches the environment");
+    assert_eq!(
+        before.command, now.command,
+        "{what}: no parameter reaches an argument"
+    );
+    assert_eq!(
+        before.init.as_ref().map(|i| &i.command),
+        now.init.as_ref().map(|i| &i.command),
+        "{what}"
+    );
+    assert_eq!(
+        before.env, now.env,
+        "{what}: no parameter reaches the environment"
+    );
     let paths = |files: &[manifest::FileSpec]| files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
-    assert_eq!(paths(&before.files), paths(&now.files), "{what}: no parameter reaches a path");
+    assert_eq!(
+        paths(&before.files),
+        paths(&now.files),
+        "{what}: no parameter reaches a path"
+    );
     for (old, new) in before.files.iter().zip(&now.files) {
         let (old_lines, new_lines) = (old.content.split('\n').count(), new.content.split('\n').count());
         assert_eq!(old_lines, new_lines, "{what}: {}\n{}", new.path, new.content);
-        assert!(!new.content.contains(['\r', '\0', '\u{2028}', '\u{85}']), "{what}: {}", new.path);
+        assert!(
+            !new.content.contains(['\r', '\0', '\u{2028}', '\u{85}']),
+            "{what}: {}",
+            new.path
+        );
         for (old, new) in old.content.split('\n').zip(new.content.split('\n')) {
             let ((old_word, old_count), (new_word, new_count)) = (directive(old), directive(new));
             assert_eq!(old_word, new_word, "{what}: {old:?} became {new:?}");
-            assert!(may_reword || old_count == new_count, "{what}: {old:?} became {new:?}");
+            assert!(
+                may_reword || old_count == new_count,
+                "{what}: {old:?} became {new:?}"
+            );
             let quotes = |line: &str| line.matches(['"', '\'']).count();
-            assert!(may_reword || quotes(old) == quotes(new), "{what}: {old:?} became {new:?}");
+            assert!(
+                may_reword || quotes(old) == quotes(new),
+                "{what}: {old:?} became {new:?}"
+            );
         }
     }
 }
@@ -253,9 +334,24 @@ fn candidates(part: &Value, chance: &mut Chance) -> Vec<Value> {
         "string" => texts(part, 100).into_iter().map(Value::from).collect(),
         "boolean" => vec![json!(true), json!(false)],
         "integer" => {
-            let (least, most) = (part["minimum"].as_i64().unwrap(), part["maximum"].as_i64().unwrap());
-            let mut all = vec![json!(least), json!(most), json!(least as f64), json!(most as f64 - 0.5), json!(1e300), json!(u64::MAX), json!(-1)];
-            all.extend((0..20).map(|_| json!(least + i64::try_from(chance.next() % u64::try_from(most - least + 1).unwrap()).unwrap())));
+            let (least, most) = (
+                part["minimum"].as_i64().unwrap(),
+                part["maximum"].as_i64().unwrap(),
+            );
+            let mut all = vec![
+                json!(least),
+                json!(most),
+                json!(least as f64),
+                json!(most as f64 - 0.5),
+                json!(1e300),
+                json!(u64::MAX),
+                json!(-1),
+            ];
+            all.extend((0..20).map(|_| {
+                json!(
+                    least + i64::try_from(chance.next() % u64::try_from(most - least + 1).unwrap()).unwrap()
+                )
+            }));
             all
         }
         "array" => {
@@ -286,8 +382,15 @@ fn what_passes_the_schemas_changes_values_and_nothing_else() {
                     continue;
                 }
                 rendered += 1;
-                same_but_for_values(&before, &render(&offering, &plan, &iid, &params), part.get("enum").is_some(), &what);
-                let Some(binding) = &offering.binding else { continue };
+                same_but_for_values(
+                    &before,
+                    &render(&offering, &plan, &iid, &params),
+                    part.get("enum").is_some(),
+                    &what,
+                );
+                let Some(binding) = &offering.binding else {
+                    continue;
+                };
                 let scope = manifest::instance_scope(&iid, "cf", &offering, &plan, &params, &Map::new());
                 let settings = Value::Object(manifest::settings(binding, &plan, &scope).unwrap());
                 plain(&settings, "_-.", &what);
@@ -296,9 +399,16 @@ fn what_passes_the_schemas_changes_values_and_nothing_else() {
         }
         for (name, part) in properties(&plan.schemas.bind) {
             for value in candidates(&part, &mut chance) {
-                if passes(&plan.schemas.bind, &with(&plan.schemas.bind, &name, value.clone())) {
+                if passes(
+                    &plan.schemas.bind,
+                    &with(&plan.schemas.bind, &name, value.clone()),
+                ) {
                     rendered += 1;
-                    plain(&value, "_-.:/*>", &format!("{}/{} bind {name}", offering.name, plan.name));
+                    plain(
+                        &value,
+                        "_-.:/*>",
+                        &format!("{}/{} bind {name}", offering.name, plan.name),
+                    );
                 }
             }
         }
@@ -310,7 +420,9 @@ fn what_passes_the_schemas_changes_values_and_nothing_else() {
 fn plain(value: &Value, also: &str, what: &str) {
     match value {
         Value::String(text) => {
-            let good = text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c));
+            let good = text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || also.contains(c));
             assert!(good && !text.starts_with('-'), "{what}: {text:?}");
         }
         Value::Array(items) => items.iter().for_each(|item| plain(item, also, what)),
@@ -323,8 +435,19 @@ fn plain(value: &Value, also: &str, what: &str) {
 fn names_derived_from_hostile_ids_are_plain() {
     let mut seen = std::collections::BTreeSet::new();
     for a in HOSTILE.iter().chain(&["", "a", "A"]) {
-        for name in [names::iid("cf", a), names::iid(a, "x"), names::bid("cf", a, "b"), names::bid("cf", "i", a)] {
-            assert!(name.len() == names::LEN && name.bytes().all(|b| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b)), "{name}");
+        for name in [
+            names::iid("cf", a),
+            names::iid(a, "x"),
+            names::bid("cf", a, "b"),
+            names::bid("cf", "i", a),
+        ] {
+            assert!(
+                name.len() == names::LEN
+                    && name
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b)),
+                "{name}"
+            );
             assert!(seen.insert(name), "{a:?}: two ids, one name");
         }
     }
@@ -337,12 +460,18 @@ fn an_expression_in_a_value_is_not_evaluated() {
     let schema = r#"{"$schema": "http://json-schema.org/draft-04/schema#", "type": "object", "additionalProperties": false,
         "properties": {"note": {"type": "string", "default": "none", "maxLength": 200}}}"#;
     sources.insert("catalog/alpha/create.schema.json".into(), schema.into());
-    let process = sources["catalog/alpha/process.yaml"].replace("size ${params.size}", "note ${json(params.note)}");
+    let process =
+        sources["catalog/alpha/process.yaml"].replace("size ${params.size}", "note ${json(params.note)}");
     sources.insert("catalog/alpha/process.yaml".into(), process);
     sources.insert("catalog/alpha/update.schema.json".into(), schema.into());
     let catalog = Catalog::load(&sources, &KnownMechanisms).unwrap_or_else(|p| panic!("{p:?}"));
     let (offering, plan) = catalog.plan(ALPHA, SMALL).unwrap();
-    let before = render(offering, plan, "iid", &with(&plan.schemas.create, "note", json!("none")));
+    let before = render(
+        offering,
+        plan,
+        "iid",
+        &with(&plan.schemas.create, "note", json!("none")),
+    );
     for hostile in HOSTILE {
         let params = with(&plan.schemas.create, "note", json!(hostile));
         assert!(passes(&plan.schemas.create, &params));
@@ -352,8 +481,15 @@ fn an_expression_in_a_value_is_not_evaluated() {
             Err(_) if hostile.contains(['\u{2028}', '\u{85}']) => continue,
             Err(error) => panic!("{hostile:?}: {error}"),
         };
-        let (old, new) = (&before.process.as_ref().unwrap().files[0].content, now.process.unwrap().files[0].content.clone());
-        assert_eq!(new, old.replace("\"none\"", &json!(hostile).to_string()), "{hostile:?}");
+        let (old, new) = (
+            &before.process.as_ref().unwrap().files[0].content,
+            now.process.unwrap().files[0].content.clone(),
+        );
+        assert_eq!(
+            new,
+            old.replace("\"none\"", &json!(hostile).to_string()),
+            "{hostile:?}"
+        );
     }
 }
 
@@ -377,16 +513,29 @@ async fn platform_ids(database: Option<String>) {
         ..Choices::default()
     })
     .await;
-    let hostile: Vec<String> = HOSTILE.iter().filter(|h| !h.contains('\0')).map(|h| format!("{CANARY}{h}")).collect();
+    let hostile: Vec<String> = HOSTILE
+        .iter()
+        .filter(|h| !h.contains('\0'))
+        .map(|h| format!("{CANARY}{h}"))
+        .collect();
     for (i, id) in hostile.iter().enumerate() {
         let other = &hostile[(i + 1) % hostile.len()];
-        let (id, other_id) = (utf8_percent_encode(id, NON_ALPHANUMERIC), utf8_percent_encode(other, NON_ALPHANUMERIC));
-        let (instance, binding) = (format!("/v2/service_instances/{id}"), format!("/v2/service_instances/{id}/service_bindings/{other_id}"));
+        let (id, other_id) = (
+            utf8_percent_encode(id, NON_ALPHANUMERIC),
+            utf8_percent_encode(other, NON_ALPHANUMERIC),
+        );
+        let (instance, binding) = (
+            format!("/v2/service_instances/{id}"),
+            format!("/v2/service_instances/{id}/service_bindings/{other_id}"),
+        );
         let body = json!({
             "service_id": ALPHA, "plan_id": SMALL, "organization_guid": other, "space_guid": other,
             "context": {"platform": other, "instance_name": other, "evil": {other: other}}, "parameters": {"size": 4},
         });
-        let made = broker.put(&format!("{instance}?accepts_incomplete=true"), &body).await.expect(202);
+        let made = broker
+            .put(&format!("{instance}?accepts_incomplete=true"), &body)
+            .await
+            .expect(202);
         broker.run_until_idle().await;
         let bind = json!({
             "service_id": ALPHA, "plan_id": SMALL, "app_guid": other, "context": {"platform": other},
@@ -397,18 +546,34 @@ async fn platform_ids(database: Option<String>) {
         assert_eq!(broker.put(&binding, &bind).await.expect(200).body, bound.body);
         broker.get(&binding).await.expect(200);
         // A token that is no token does not lead to anybody else's operation, nor to an error (L-13).
-        let last = broker.get(&format!("{instance}/last_operation?operation={other_id}")).await.expect(200);
+        let last = broker
+            .get(&format!("{instance}/last_operation?operation={other_id}"))
+            .await
+            .expect(200);
         assert_eq!(last.body["state"], "succeeded", "{}", made.text);
-        for ids in [format!("service_id={other_id}&plan_id={SMALL}"), format!("service_id={ALPHA}&plan_id={other_id}")] {
-            broker.delete(&format!("{binding}?{ids}")).await.expect_error(400, "BadRequest");
+        for ids in [
+            format!("service_id={other_id}&plan_id={SMALL}"),
+            format!("service_id={ALPHA}&plan_id={other_id}"),
+        ] {
+            broker
+                .delete(&format!("{binding}?{ids}"))
+                .await
+                .expect_error(400, "BadRequest");
         }
         broker.delete(&format!("{binding}?{}", ids())).await.expect(200);
-        broker.delete(&format!("{instance}?accepts_incomplete=true&{}", ids())).await.expect(202);
+        broker
+            .delete(&format!("{instance}?accepts_incomplete=true&{}", ids()))
+            .await
+            .expect(202);
         broker.run_until_idle().await;
     }
     {
         let told = broker.world.told.lock().unwrap();
-        assert!(told.len() >= 2 * hostile.len(), "the world was told something: {}", told.len());
+        assert!(
+            told.len() >= 2 * hostile.len(),
+            "the world was told something: {}",
+            told.len()
+        );
         for text in told.iter() {
             assert!(!text.contains(CANARY), "{text}");
         }
@@ -423,13 +588,25 @@ async fn errors_repeat_little_of_what_was_sent() {
     for hostile in HOSTILE {
         let mut create = catalog::provision_body();
         create["parameters"] = json!({"size": hostile, *hostile: 1, "colour": hostile.repeat(200)});
-        let refused = broker.put("/v2/service_instances/x?accepts_incomplete=true", &create).await.expect_error(400, "BadRequest");
+        let refused = broker
+            .put("/v2/service_instances/x?accepts_incomplete=true", &create)
+            .await
+            .expect_error(400, "BadRequest");
         let text = refused.body["description"].as_str().unwrap();
-        assert!(text.len() < 2000 && !text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
+        assert!(
+            text.len() < 2000 && !text.chars().any(|c| c.is_control() || c == '\u{202e}'),
+            "{text:?}"
+        );
         let bind = json!({"service_id": ALPHA, "plan_id": SMALL, "parameters": {"role": hostile}});
-        let refused = broker.put("/v2/service_instances/one/service_bindings/b", &bind).await.expect_error(400, "BadRequest");
+        let refused = broker
+            .put("/v2/service_instances/one/service_bindings/b", &bind)
+            .await
+            .expect_error(400, "BadRequest");
         let text = refused.body["description"].as_str().unwrap();
-        assert!(text.len() < 2000 && !text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
+        assert!(
+            text.len() < 2000 && !text.chars().any(|c| c.is_control() || c == '\u{202e}'),
+            "{text:?}"
+        );
     }
     broker.deleted("one").await;
     broker.end().await;
