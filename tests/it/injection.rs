@@ -244,7 +244,7 @@ fn try_render(
     params: &Map<String, Value>,
 ) -> Result<Desired, ExprError> {
     let (mut ports, mut binaries) = (Map::new(), Map::new());
-    for process in &offering.process {
+    if let Some(process) = &offering.process {
         for (name, port) in process.ports.iter().zip(20_001..) {
             ports.insert(name.clone(), json!(port));
         }
