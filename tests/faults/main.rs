@@ -12,6 +12,7 @@
 )]
 
 mod dev_cli;
+mod drop_in;
 mod kill9;
 mod replicas;
 mod secrets;

@@ -72,6 +72,8 @@ pub struct World {
     pub whole_list: Mutex<bool>,
     /// Notified when a call hangs.
     pub hung: tokio::sync::Notify,
+    /// Everything the outside world was told, as text.
+    pub told: Mutex<Vec<String>>,
     passwords: std::sync::atomic::AtomicU64,
 }
 
@@ -185,6 +187,8 @@ impl Provisioner for FakeProvisioner {
             });
             there.running = true;
             there.applied.clone_from(&desired.hash);
+            let rendered = json!([desired.process, desired.objects]);
+            self.0.told.lock().unwrap().push(format!("{instance:?} {rendered}"));
         }
         self.0.strike("apply", When::After).await
     }
@@ -257,6 +261,7 @@ impl CredentialMechanism for FakeMechanism {
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
         self.0.strike("issue", When::Before).await?;
         let entry = (user.secret.text("password").to_owned(), grant.role.clone());
+        self.0.told.lock().unwrap().push(format!("{target:?} {:?} {grant:?} {}", target.settings, user.handle));
         self.with(&target.iid, |i| i.users.insert(user.handle.clone(), entry))?;
         self.0.strike("issue", When::After).await
     }
