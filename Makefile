@@ -27,6 +27,7 @@ run: deps ## Serve on http://127.0.0.1:8080 until stopped (ARGS="--port 9090")
 
 test: deps ## Run all tests (ARGS="--lib config" for some)
 	cargo test --locked $(ARGS)
+	$(if $(ARGS),,scripts/api-check.sh)
 
 check: ## Format, lints, documentation, dependencies, catalog, generated files
 	cargo fmt --check

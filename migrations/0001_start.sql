@@ -70,6 +70,7 @@ CREATE TABLE operations (
 -- What makes two racing requests one winner and one loser, on every replica.
 CREATE UNIQUE INDEX operations_one_open ON operations (subject) WHERE state = 'open';
 CREATE INDEX operations_of_subject ON operations (subject, seq);
+CREATE INDEX operations_finished ON operations (finished_at);
 CREATE INDEX operations_due ON operations (due_at) WHERE state = 'open';
 CREATE INDEX operations_open_of_instance ON operations (iid) WHERE state = 'open';
 

@@ -4,7 +4,8 @@
 #   CHANDLER_PASSWORD=... scripts/schemathesis.sh http://127.0.0.1:8080 [USER]
 #
 # USER is `dev` unless given; everything after `--` goes to schemathesis. MAX_EXAMPLES (default 30) bounds
-# the cases for each operation, MAX_SECONDS (default 240) the whole run, SEED fixes what is tried. The exit
+# the cases for each operation, MAX_SECONDS (default 240) the whole run, SEED fixes what is tried, CHANDLER_SERVICE_ID
+# and CHANDLER_PLAN_ID name an offering and a plan of the catalog, so that more than refusals is seen. The exit
 # code is schemathesis' own, or 124 when the time was over. Only a broker on this machine is ever asked.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -38,19 +39,26 @@ fi
 # The password goes through the environment: arguments can be read by every user of the machine.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cat >"$work/schemathesis.toml" <<'TOML'
+{
+  cat openapi/schemathesis.toml
+  cat <<'TOML'
+
 [auth.basic]
 username = "${CHANDLER_USER}"
 password = "${CHANDLER_PASSWORD}"
 TOML
+} >"$work/schemathesis.toml"
 
-export CHANDLER_USER=$user CHANDLER_PASSWORD
+cp openapi/schemathesis_hooks.py "$work/"
+
+export CHANDLER_USER=$user CHANDLER_PASSWORD SCHEMATHESIS_HOOKS=schemathesis_hooks PYTHONDONTWRITEBYTECODE=1
 options=(
   --checks all
   --phases 'examples,coverage,fuzzing,stateful'
   --max-examples "${MAX_EXAMPLES:-30}"
   --max-failures 20
-  --workers 2
+  # Several would meet a fault of CPython's parser, which is not safe to call from threads.
+  --workers 1
   --request-timeout 15
   --header 'X-Broker-API-Version: 2.17'
   --continue-on-failure

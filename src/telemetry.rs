@@ -47,6 +47,7 @@ fn cap() -> Targets {
         .with_default(Level::INFO)
         .with_target("chandler", Level::TRACE)
         .with_target("sqlx", LevelFilter::ERROR)
+        .with_target("actix_server", LevelFilter::WARN)
 }
 
 fn layer<W>(format: Format, filter: EnvFilter, writer: W) -> impl Layer<Registry> + Send + Sync
@@ -109,16 +110,15 @@ where
     }
 }
 
-/// The span of one step of an operation: every line in it can be found by operation, instance, binding and request.
+/// The span of one claim of an operation: every line in it can be found by operation, instance, binding and request.
 pub fn operation_span(operation: &Operation) -> Span {
     tracing::info_span!(
         "operation",
         operation = operation.id,
         kind = operation.kind.as_str(),
         offering = operation.offering,
-        instance = operation.iid,
-        binding = operation.bid,
-        step = operation.step,
+        iid = operation.iid,
+        bid = operation.bid,
         attempt = operation.attempt,
         request_id = operation.request_id,
     )
@@ -362,11 +362,10 @@ mod tests {
             ("level", "INFO"),
             ("message", "issued"),
             ("operation", "op1"),
-            ("instance", "iid1"),
-            ("binding", "bid1"),
+            ("iid", "iid1"),
+            ("bid", "bid1"),
             ("request_id", "req1"),
             ("platform", "cf"),
-            ("step", "issue"),
             ("kind", "bind"),
             ("target", module_path!()),
         ] {

@@ -1,7 +1,7 @@
 //! Sealed secrets kept as rows of the store: the glue between two rooms that do not know each other.
 
 use crate::adapters::sealed::Rows;
-use crate::ports::{Clock, PortError, PortResult};
+use crate::ports::{Clock, PortError, PortErrorKind, PortResult};
 use crate::store::{Fail, Store};
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -19,7 +19,6 @@ impl SqlRows {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
 fn unavailable(fail: Fail) -> PortError {
     PortError::transient("The broker's database cannot be used at the moment.").with_detail(fail)
 }
@@ -28,7 +27,10 @@ fn unavailable(fail: Fail) -> PortError {
 impl Rows for SqlRows {
     async fn insert_absent(&self, name: &str, sealed: &str) -> PortResult<String> {
         let now = self.clock.now();
-        self.store.secret_insert(name, sealed, now).await.map_err(unavailable)
+        self.store.secret_insert(name, sealed, now).await.map_err(|fail| match fail {
+            Fail::Refused(error) => PortError::new(PortErrorKind::Gone, error.description),
+            fail => unavailable(fail),
+        })
     }
 
     async fn get(&self, name: &str) -> PortResult<Option<String>> {

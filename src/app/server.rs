@@ -21,7 +21,7 @@ use tracing::{error, info};
 /// How often bindings and stopped instances are looked after.
 const OFTEN: Duration = Duration::from_secs(2);
 /// How often the world outside is compared with the rows.
-const SELDOM: Duration = Duration::from_secs(60);
+const SELDOM: Duration = Duration::from_mins(1);
 
 /// Runs the broker until SIGTERM or SIGINT, or until it cannot go on.
 ///
@@ -102,7 +102,6 @@ fn http_settings(config: &Config) -> http::Settings {
         max_body: config.http.max_body_bytes,
         failed_logins_per_minute: config.http.failed_logins_per_minute,
         metrics_on_main: config.http.admin_listen.is_none(),
-        ..http::Settings::default()
     }
 }
 

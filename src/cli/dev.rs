@@ -88,6 +88,7 @@ pub(super) async fn run(args: DevArgs) -> anyhow::Result<()> {
     }
     let _alone = lock(&args.data_dir)?;
     start_logging(&config)?;
+    free_leases(&config).await?;
     let data_dir = args.data_dir.clone();
     app::serve(config, Role::All, move |address| {
         if let Some(address) = address {
@@ -107,6 +108,14 @@ fn lock(data_dir: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
             data_dir.display()
         )
     })
+}
+
+/// The lock says that nobody else works here, so what a killed broker held is free now, not when its lease runs out.
+async fn free_leases(config: &Config) -> anyhow::Result<()> {
+    let store = app::open_store(config).await?;
+    let freed = store.expire_leases().await.map_err(|e| anyhow!("{e}"));
+    store.close().await;
+    freed
 }
 
 fn welcome(address: SocketAddr, data_dir: &Path, password: Option<&Hidden>) {

@@ -1,12 +1,12 @@
 //! What an operator asks of the rows: operations, instances, keys, and what this machine can run.
 
 use super::{Where, exit};
-use crate::app::{self, SystemClock};
+use crate::app::{self, Role, SystemClock};
 use crate::config::Config;
 use crate::domain::catalog::Catalog;
 use crate::domain::instance::{InstanceState, Millis};
 use crate::domain::operation::{Operation, OperationState};
-use crate::engine::CANCELLED;
+use crate::engine::{CANCELLED, Sweeper};
 use crate::ports::Clock;
 use anyhow::{anyhow, bail};
 use clap::Subcommand;
@@ -59,6 +59,14 @@ pub(super) enum InstancesCommand {
         /// Also deleted ones that are still remembered.
         #[arg(long)]
         all: bool,
+    },
+    /// What exists here and no row of the database knows: left of a lost or restored database.
+    Unknown {
+        #[command(flatten)]
+        place: Where,
+        /// Erase it, data and all.
+        #[arg(long)]
+        remove: bool,
     },
 }
 
@@ -152,7 +160,10 @@ fn at(millis: Millis) -> String {
 }
 
 pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
-    let InstancesCommand::List { place, all } = command;
+    let (place, all) = match command {
+        InstancesCommand::List { place, all } => (place, all),
+        InstancesCommand::Unknown { place, remove } => return unknown(&place.config()?, remove).await,
+    };
     let config = place.config()?;
     let store = app::open_store(&config).await?;
     let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
@@ -183,6 +194,36 @@ pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
             );
         }
     }
+}
+
+async fn unknown(config: &Config, remove: bool) -> anyhow::Result<()> {
+    let engine = app::assemble(config, Role::Http).await?.engine;
+    let sweeper = Sweeper::new(engine);
+    let mut unknown = sweeper.unknown().await?;
+    if unknown.is_empty() {
+        println!("Everything that exists here is known.");
+        return Ok(());
+    }
+    if !remove {
+        for iid in &unknown {
+            println!("{iid}");
+        }
+        println!("{} unknown. `--remove` erases them, data and all.", unknown.len());
+        return exit(1);
+    }
+    let count = unknown.len();
+    for _ in 0..200 {
+        for iid in &unknown {
+            sweeper.remove(iid).await;
+        }
+        unknown = sweeper.unknown().await?;
+        if unknown.is_empty() {
+            println!("Removed {count}.");
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    bail!("These do not go: {}", unknown.join(", "));
 }
 
 pub(super) async fn rekey(config: &Config) -> anyhow::Result<()> {

@@ -106,7 +106,7 @@ pub struct Osb {
     pub deleted_last_operation: DeletedLastOperation,
     /// Leave out response members that are newer than the version a request announces (Z-03).
     pub strict_versions: bool,
-    /// What deleting an instance that still has bindings does (D-09): `cascade` revokes them first, `refuse` answers 400.
+    /// What deleting an instance that still has bindings does (D-09): `cascade` deletes them with it, `refuse` answers 400.
     pub deprovision_with_bindings: DeprovisionWithBindings,
     /// URL given to the platform as an instance's dashboard. `{instance_id}`, `{service}` and `{plan}` are filled in. Absent: no dashboard.
     pub dashboard_url_template: Option<String>,

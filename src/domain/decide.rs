@@ -175,12 +175,20 @@ pub fn update(
             offering.name
         )));
     };
-    let target = target(now, plan_id, request);
+    let target = target(now, plan, request);
     let changing_plan = plan_id != current.plan_id;
+    let asked_version = request.maintenance_version.as_ref();
+    // U-18: an update of an unusable instance may repair it, so it runs even when it changes nothing.
+    let changes = target.attributes != *current
+        || !now.instance.usable
+        || asked_version.is_some_and(|v| now.instance.maintenance_version.as_ref() != Some(v));
 
     // 7
     if let Some(open) = now.open.as_ref().filter(|open| open.kind == OperationKind::Update)
-        && open.target.as_ref() == Some(&target)
+        && let Some(running) = &open.target
+        && changes
+        && running.attributes == target.attributes
+        && asked_version.is_none_or(|v| running.maintenance_version.as_ref() == Some(v))
     {
         return flagged(request.accepts_incomplete).map(|()| UpdateDecision::Running(open.id.clone()));
     }
@@ -214,19 +222,18 @@ pub fn update(
         }
         _ => return Err(Error::concurrency()),
     }
-    // U-18: an update of an unusable instance may repair it, so an identical one runs too.
-    let same = target.attributes == *current && target.maintenance_version == now.instance.maintenance_version;
-    if same && now.instance.usable {
-        return Ok(UpdateDecision::Nothing);
+    if changes {
+        Ok(UpdateDecision::Start((offering.clone(), plan.clone()), Box::new(target)))
+    } else {
+        Ok(UpdateDecision::Nothing)
     }
-    Ok(UpdateDecision::Start((offering.clone(), plan.clone()), Box::new(target)))
 }
 
 /// What the instance would be after this update.
-fn target(now: &InstanceNow, plan_id: &str, request: &Update) -> UpdateTarget {
+fn target(now: &InstanceNow, plan: &Plan, request: &Update) -> UpdateTarget {
     let current = &now.instance.attributes;
     let mut attributes = InstanceAttributes {
-        plan_id: plan_id.to_owned(),
+        plan_id: plan.id.clone(),
         ..current.clone()
     };
     for (name, value) in &request.parameters {
@@ -238,10 +245,8 @@ fn target(now: &InstanceNow, plan_id: &str, request: &Update) -> UpdateTarget {
     }
     UpdateTarget {
         attributes,
-        maintenance_version: request
-            .maintenance_version
-            .clone()
-            .or_else(|| now.instance.maintenance_version.clone()),
+        // G-06: whatever the update was for, it renders the plan as the catalog has it now.
+        maintenance_version: plan.maintenance_version.clone(),
     }
 }
 
@@ -350,6 +355,12 @@ pub fn bind(
     let service_id = filled(&asked.service_id, rotation, &own.service_id);
     let plan_id = filled(&asked.plan_id, rotation, &own.plan_id);
     let (offering, plan) = pick(catalog, service_id, plan_id)?;
+    // R-03, before 7: such a request is wrong whatever exists.
+    if asked.predecessor_binding_id.as_deref() == Some(request.binding_id.as_str()) {
+        return Err(Error::bad_request(
+            "predecessor_binding_id: a binding cannot follow itself; choose a new binding id.",
+        ));
+    }
 
     // 7, and B-05 precedes "does not fit the instance".
     let alive = found.filter(|b| b.binding.state != BindingState::Gone);
@@ -389,7 +400,7 @@ pub fn bind(
         )));
     }
     let attributes = if rotation {
-        inherit(asked, request, &plan, predecessor, now)?
+        inherit(asked, &plan, predecessor, now)?
     } else {
         asked.clone()
     };
@@ -427,7 +438,6 @@ fn filled<'a>(asked: &'a str, rotation: bool, own: &'a str) -> &'a str {
 ///
 fn inherit(
     asked: &BindingAttributes,
-    request: &Bind,
     plan: &Plan,
     predecessor: Option<&BindingNow>,
     now: Millis,
@@ -435,9 +445,6 @@ fn inherit(
     let refuse = |why: &str| Err(Error::bad_request(format!("predecessor_binding_id: {why}")));
     if !plan.binding_rotatable {
         return refuse("bindings of this plan cannot be rotated; make a new binding without it.");
-    }
-    if asked.predecessor_binding_id.as_deref() == Some(request.binding_id.as_str()) {
-        return refuse("a binding cannot follow itself; choose a new binding id.");
     }
     let Some(before) = predecessor else {
         return refuse("there is no such binding on this instance.");
@@ -455,7 +462,7 @@ fn inherit(
     attributes.service_id.clone_from(&old.service_id);
     attributes.plan_id.clone_from(&plan.id);
     if attributes.parameters.is_empty() {
-        attributes.parameters = old.parameters.clone();
+        attributes.parameters.clone_from(&old.parameters);
     }
     if attributes.bind_resource.is_none() {
         attributes.bind_resource.clone_from(&old.bind_resource);
@@ -472,6 +479,7 @@ fn app_guid(attributes: &BindingAttributes) -> Option<&str> {
         .as_ref()
         .and_then(|r| r.get("app_guid"))
         .and_then(serde_json::Value::as_str)
+        .filter(|guid| !guid.is_empty())
         .or(attributes.app_guid.as_deref())
         .filter(|guid| !guid.is_empty())
 }
@@ -580,3 +588,6 @@ fn differing(have: &InstanceAttributes, asked: &InstanceAttributes) -> String {
     }
     fields.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,6 +120,23 @@ impl Engine {
                                 instance.updated_at = now;
                                 tx.save_instance(&instance).await?;
                             }
+                            tx.insert_done(&NewOperation {
+                                id: operation_id,
+                                kind: OperationKind::Update,
+                                iid,
+                                bid: None,
+                                offering: served
+                                    .catalog
+                                    .offering(&request.service_id)
+                                    .map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
+                                target: None,
+                                step: PROVISION[0],
+                                description: "There was nothing to change.",
+                                now,
+                                deadline_at: now,
+                                request_id,
+                            })
+                            .await?;
                             Ok(Written::Still(Box::new(instance)))
                         }
                         UpdateDecision::Start((offering, plan), target) => {

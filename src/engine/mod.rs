@@ -97,7 +97,7 @@ impl Default for Settings {
             poll: Duration::from_secs(1),
             refuse_deprovision_with_bindings: false,
             dashboard_url: None,
-            retention: Duration::from_secs(7 * 24 * 3600),
+            retention: Duration::from_hours(7 * 24),
             sync_wait: Duration::from_secs(30),
             async_grace: Duration::from_secs(1),
         }

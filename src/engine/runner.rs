@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 /// Longest a single step may take before it counts as a transient failure.
 const STEP_LIMIT: Duration = Duration::from_secs(150);
@@ -169,8 +169,13 @@ impl Runner {
             .collect()
     }
 
-    /// Takes a claimed operation as far as it goes now.
-    async fn work(&self, mut claimed: Claimed) {
+    /// Takes a claimed operation as far as it goes now; every log line of it can be found by its ids.
+    async fn work(&self, claimed: Claimed) {
+        let span = telemetry::operation_span(&claimed.operation);
+        self.work_through(claimed).instrument(span).await;
+    }
+
+    async fn work_through(&self, mut claimed: Claimed) {
         let offering = claimed.operation.offering.clone();
         if claimed.operation.attempt == 1 {
             telemetry::operation_started(claimed.operation.kind, &offering);
@@ -200,15 +205,15 @@ impl Runner {
             };
             return self.failed(claimed, &why, true).await;
         }
-        debug!(operation = %id, %kind, %step, attempt = operation.attempt, "step");
+        debug!(%step, attempt = operation.attempt, "step");
         let result = tokio::select! {
             result = guarded_step(engine, claimed) => result,
             () = self.keep_lease(&id, operation.attempt) => {
-                warn!(operation = %id, %step, "lease lost; another worker goes on");
+                warn!(%step, "lease lost; another worker goes on");
                 return false;
             }
             () = token.cancelled() => {
-                debug!(operation = %id, %step, "superseded");
+                debug!(%step, "superseded");
                 return false;
             }
         };
@@ -218,13 +223,13 @@ impl Runner {
             Ok(Step::Failed(why)) => self.failed(claimed, &why, false).await,
             Err(error) => match error.kind {
                 PortErrorKind::Transient | PortErrorKind::Conflict => {
-                    info!(operation = %id, %kind, %step, tries = claimed.operation.tries, detail = %error.detail, "will try again");
+                    info!(%step, tries = claimed.operation.tries, detail = %error.detail, "will try again");
                     telemetry::step_retried(kind, &claimed.operation.offering);
                     let pause = self.pause(claimed.operation.tries);
                     self.again(claimed, pause, error.message, "retry").await
                 }
                 PortErrorKind::Denied | PortErrorKind::Invalid | PortErrorKind::Gone => {
-                    warn!(operation = %id, %kind, %step, detail = %error.detail, "cannot work");
+                    warn!(%step, detail = %error.detail, "cannot work");
                     self.failed(claimed, &error.message, false).await
                 }
             },
@@ -326,12 +331,12 @@ impl Runner {
                 true
             }
             Ok(false) => {
-                debug!(operation = %claimed.operation.id, "not ours any more; nothing recorded");
+                debug!("not ours any more; nothing recorded");
                 false
             }
             Err(fail) => {
                 // The lease runs out and the step is repeated: steps converge.
-                warn!(operation = %claimed.operation.id, error = %fail, "could not record; the step will be repeated");
+                warn!(error = %fail, "could not record; the step will be repeated");
                 false
             }
         }
@@ -346,15 +351,13 @@ impl Runner {
         match self.engine.store.finish(claimed, finish, now).await {
             Ok(true) => {
                 let took = now - operation.created_at;
-                info!(operation = %operation.id, kind = %operation.kind, offering = %operation.offering,
-                    iid = %operation.iid, bid = operation.bid.as_deref(), request_id = operation.request_id.as_deref(),
-                    outcome, ms = took, reason = if outcome == "failed" { description.as_str() } else { "" }, "operation ended");
+                info!(outcome, ms = took, reason = if outcome == "failed" { description.as_str() } else { "" }, "operation ended");
                 #[expect(clippy::cast_precision_loss, reason = "a duration in seconds needs no 53 bits")]
                 telemetry::operation_finished(operation.kind, &operation.offering, state, took as f64 / 1000.0);
                 self.engine.ended(&operation.id);
             }
-            Ok(false) => debug!(operation = %operation.id, "not ours any more; end not recorded"),
-            Err(fail) => warn!(operation = %operation.id, error = %fail, "could not record the end; the step will be repeated"),
+            Ok(false) => debug!("not ours any more; end not recorded"),
+            Err(fail) => warn!(error = %fail, "could not record the end; the step will be repeated"),
         }
         false
     }

@@ -3,14 +3,16 @@
 //! Every round looks at rows and at the world and opens ordinary operations or repeats ordinary calls;
 //! it keeps no state, so two replicas sweeping at once only do the same thing twice.
 
-use super::instance_steps::Here;
+use super::instance_steps::{Here, target};
 use super::{Engine, millis};
-use crate::domain::binding::BindingState;
+use crate::domain::binding::{Binding, BindingState};
+use crate::domain::error::Error;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
 use crate::ports::{InstanceRef, Observation, PortError, Removal};
 use crate::store::Fail;
 use crate::telemetry;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +20,14 @@ use tracing::{info, warn};
 
 /// Rows looked at in one go.
 const PAGE: i64 = 200;
+/// Ended bindings whose servers are asked in one round, the latest first.
+const MOST_ENDED: i64 = 500;
+/// Tombstones, and operations, forgotten in one transaction.
+const PURGED: i64 = 50;
 /// How long a left-over rests before it is tried again.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
+/// How long after the end of a binding its user may be made again by a worker that was held up.
+const HELD_UP: Duration = Duration::from_hours(1);
 
 /// What one round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,12 +36,23 @@ pub struct SweepReport {
     pub expired: usize,
     /// Revocations opened for what failed binds and unbinds left.
     pub residual: usize,
+    /// Revocations opened because a user was there again after its binding had ended.
+    pub strays: usize,
     /// Instances that had stopped and were started again.
     pub revived: usize,
-    /// Things outside without a row, removed.
+    /// Left-overs of what had ended, removed.
     pub orphans: usize,
+    /// Things outside that no row knows: told, not touched.
+    pub unknown: usize,
     /// Tombstones forgotten.
     pub purged: usize,
+}
+
+/// What the rows say of an iid.
+enum Knowledge {
+    Lives,
+    Ended,
+    Unknown,
 }
 
 /// The sweep of one process.
@@ -54,6 +73,7 @@ impl Sweeper {
             report(self.bindings().await, "bindings");
             report(self.revive().await, "revive");
             if last_world.is_none_or(|at| at.elapsed() >= seldom) {
+                report(self.strays().await, "strays");
                 report(self.orphans().await, "orphans");
                 report(self.purge().await, "purge");
                 last_world = Some(tokio::time::Instant::now());
@@ -69,11 +89,14 @@ impl Sweeper {
     pub async fn once(&self) -> Result<SweepReport, Fail> {
         let bindings = self.bindings().await?;
         let revived = self.revive().await?.revived;
-        let orphans = self.orphans().await?.orphans;
+        let strays = self.strays().await?.strays;
+        let world = self.orphans().await?;
         let purged = self.purge().await?.purged;
         Ok(SweepReport {
+            strays,
             revived,
-            orphans,
+            orphans: world.orphans,
+            unknown: world.unknown,
             purged,
             ..bindings
         })
@@ -91,6 +114,48 @@ impl Sweeper {
             report.residual += usize::from(engine.revoke_by_ourselves(&binding).await?);
         }
         Ok(report)
+    }
+
+    /// Takes access away again from users that came back after their binding had ended.
+    ///
+    /// A worker that is held up between its last look and its act can make a user after another worker has revoked it;
+    /// what it records does not count, but the user is there. Servers are asked only where a binding ended lately.
+    pub async fn strays(&self) -> Result<SweepReport, Fail> {
+        let engine = &self.engine;
+        let mut report = SweepReport::default();
+        let mut ended: BTreeMap<String, Vec<Binding>> = BTreeMap::new();
+        for binding in engine.store.ended_bindings(engine.now() - millis(HELD_UP), MOST_ENDED).await? {
+            ended.entry(binding.iid.clone()).or_default().push(binding);
+        }
+        for (iid, bindings) in ended {
+            let users = match self.users(&iid).await? {
+                Ok(users) => users,
+                Err(error) => {
+                    warn!(%iid, detail = %error.detail, "could not list the users of an instance");
+                    continue;
+                }
+            };
+            for binding in bindings.iter().filter(|b| users.contains(&b.handle)) {
+                warn!(%iid, bid = %binding.bid, "the user of a binding that has ended is there again; revoking it");
+                report.strays += usize::from(engine.revoke_by_ourselves(binding).await?);
+            }
+        }
+        Ok(report)
+    }
+
+    /// The binding users that an instance's server knows; none while the instance is not ready.
+    async fn users(&self, iid: &str) -> Result<Result<Vec<String>, PortError>, Fail> {
+        let Some(now) = self.engine.store.instance(iid).await? else {
+            return Ok(Ok(Vec::new()));
+        };
+        if now.instance.state != InstanceState::Ready {
+            return Ok(Ok(Vec::new()));
+        }
+        Ok(match target(&self.engine, &now.instance).await {
+            Ok(Some((mechanism, target))) => mechanism.list(&target).await,
+            Ok(None) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        })
     }
 
     /// Brings instances back that stopped, where nobody else does.
@@ -139,10 +204,10 @@ impl Sweeper {
         }
     }
 
-    /// Removes what exists outside without a row that knows about it.
+    /// Removes what is still outside of instances and bindings that have ended, and tells of what no row knows.
     ///
-    /// The world is listed before the rows are asked, and rows are written before anything is made outside: what is
-    /// listed and has no living row is nobody's.
+    /// Only a tombstone proves that something was to go. Something no row knows is never removed by itself: it may be the
+    /// data of instances whose database was lost or restored from before they were made ([`unknown`](Self::unknown)).
     pub async fn orphans(&self) -> Result<SweepReport, Fail> {
         let engine = &self.engine;
         let mut report = SweepReport::default();
@@ -154,21 +219,13 @@ impl Sweeper {
             }
         };
         for iid in outside {
-            if self.lives(&iid).await? {
-                continue;
-            }
-            let reference = InstanceRef {
-                iid: iid.clone(),
-                offering: String::new(),
-                plan: String::new(),
-            };
-            match engine.ports.provisioner.remove(&reference).await {
-                Ok(Removal::Gone) => {
-                    info!(%iid, "removed what had no row");
-                    report.orphans += 1;
+            match self.knowledge(&iid).await? {
+                Knowledge::Lives => {}
+                Knowledge::Ended => report.orphans += usize::from(self.remove(&iid).await),
+                Knowledge::Unknown => {
+                    report.unknown += 1;
+                    warn!(%iid, "no row knows this instance; `chandler instances unknown` lists and removes such");
                 }
-                Ok(Removal::StillGoing(_)) => report.orphans += 1,
-                Err(error) => warn!(%iid, detail = %error.detail, "could not remove what has no row"),
             }
         }
         let names = match engine.ports.secrets.list("").await {
@@ -182,11 +239,47 @@ impl Sweeper {
             if self.is_orphan(&name).await? {
                 match engine.ports.secrets.destroy(&name).await {
                     Ok(()) => report.orphans += 1,
-                    Err(error) => warn!(name, detail = %error.detail, "could not destroy a secret that has no row"),
+                    Err(error) => warn!(name, detail = %error.detail, "could not destroy a secret whose owner has ended"),
                 }
             }
         }
         Ok(report)
+    }
+
+    /// The iids of what exists outside and no row knows.
+    ///
+    /// The world is listed before the rows are asked, and rows are written before anything is made outside: nothing that
+    /// is just being made is among them.
+    pub async fn unknown(&self) -> Result<Vec<String>, Error> {
+        let outside = self.engine.ports.provisioner.list().await;
+        let outside = outside.map_err(|e| Error::unavailable(e.message).with_internal(e.detail))?;
+        let mut unknown = Vec::new();
+        for iid in outside {
+            if matches!(self.knowledge(&iid).await?, Knowledge::Unknown) {
+                unknown.push(iid);
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Removes one thing outside, as far as it goes now. True when it went, or is going.
+    pub async fn remove(&self, iid: &str) -> bool {
+        let reference = InstanceRef {
+            iid: iid.to_owned(),
+            offering: String::new(),
+            plan: String::new(),
+        };
+        match self.engine.ports.provisioner.remove(&reference).await {
+            Ok(Removal::Gone) => {
+                info!(%iid, "removed what should not be there");
+                true
+            }
+            Ok(Removal::StillGoing(_)) => true,
+            Err(error) => {
+                warn!(%iid, detail = %error.detail, "could not remove what should not be there");
+                false
+            }
+        }
     }
 
     /// Whether a secret's owner is gone: its instance, or the binding it was made for.
@@ -196,8 +289,10 @@ impl Sweeper {
         if !names::is_name(iid) {
             return Ok(false);
         }
-        if !self.lives(iid).await? {
-            return Ok(true);
+        match self.knowledge(iid).await? {
+            Knowledge::Lives => {}
+            Knowledge::Ended => return Ok(true),
+            Knowledge::Unknown => return Ok(false),
         }
         match (parts.next(), parts.next()) {
             (Some("b"), Some(bid)) => Ok(match self.engine.store.binding(bid).await? {
@@ -214,19 +309,23 @@ impl Sweeper {
         }
     }
 
-    async fn lives(&self, iid: &str) -> Result<bool, Fail> {
-        let now = self.engine.store.instance(iid).await?;
-        Ok(now.is_some_and(|n| n.instance.state != InstanceState::Gone))
+    async fn knowledge(&self, iid: &str) -> Result<Knowledge, Fail> {
+        Ok(match self.engine.store.instance(iid).await? {
+            None => Knowledge::Unknown,
+            Some(now) if now.instance.state == InstanceState::Gone => Knowledge::Ended,
+            Some(_) => Knowledge::Lives,
+        })
     }
 
-    /// Forgets tombstones whose retention is over.
+    /// Forgets tombstones, and operations that newer ones followed, whose retention is over.
     pub async fn purge(&self) -> Result<SweepReport, Fail> {
         let before = self.engine.now() - millis(self.engine.settings.retention);
         let mut report = SweepReport::default();
         loop {
-            let gone = self.engine.store.purge_instances(before, 50).await?;
+            let gone = self.engine.store.purge_instances(before, PURGED).await?
+                + self.engine.store.purge_operations(before, PURGED).await?;
             report.purged += gone;
-            if gone < 50 {
+            if gone == 0 {
                 return Ok(report);
             }
         }
@@ -240,8 +339,10 @@ fn report(result: Result<SweepReport, Fail>, what: &'static str) {
             for (what, count) in [
                 ("expired_binding", report.expired),
                 ("residual_binding", report.residual),
+                ("stray_user", report.strays),
                 ("stopped_instance", report.revived),
                 ("orphan", report.orphans),
+                ("unknown", report.unknown),
                 ("tombstone", report.purged),
             ] {
                 if count > 0 {

@@ -5,7 +5,9 @@
 use super::error::Refusal;
 use crate::domain::error::Error;
 use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::{Method, Version};
 use actix_web::web::{self, Bytes, BytesMut};
+use actix_web::HttpRequest;
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -16,7 +18,16 @@ use validator::{Validate, ValidationErrorsKind};
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Reads a whole body of at most `max` bytes, however it is framed. Errors: 413 when it is larger, 400 when it cannot be read.
-pub(super) async fn read(headers: &HeaderMap, payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
+pub(super) async fn read(request: &HttpRequest, payload: web::Payload, max: usize) -> Result<Bytes, Refusal> {
+    let headers = request.headers();
+    // The server takes all that follows CONNECT or an `Upgrade` for a body without end: waiting for that end would
+    // hold the request until the time-out. HTTP/1 has a body only where the head says so, and CONNECT has none.
+    let framed = headers.contains_key(header::CONTENT_LENGTH)
+        || headers.contains_key(header::TRANSFER_ENCODING)
+        || request.version() > Version::HTTP_11;
+    if !framed || *request.method() == Method::CONNECT {
+        return Ok(Bytes::new());
+    }
     let declared = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())

@@ -1,8 +1,8 @@
 //! The OSB API over HTTP: from bytes to the engine's words and back.
 //!
-//! One function, [`dispatch`], takes every request through the steps of osb-rules §16 in their
+//! One function, `dispatch`, takes every request through the steps of osb-rules §16 in their
 //! order: body size, credentials, version, route and method, shape; what follows is the engine's.
-//! The path is read by [`route`] and not by the framework's matcher, because ids are opaque
+//! The path is read by `route` and not by the framework's matcher, because ids are opaque
 //! (`%2F` and `..` are fine ids) and because an unknown path must ask for credentials too.
 //! Every answer is a JSON object and carries the request identity back, whatever happens.
 
@@ -272,7 +272,7 @@ async fn serve(
         _ if listener == Listener::Admin => return Err(Refusal::no_such_path()),
         _ => {}
     }
-    let body = body::read(request.headers(), payload, state.settings.max_body).await?;
+    let body = body::read(request, payload, state.settings.max_body).await?;
 
     let address = request.peer_addr().map(|peer| peer.ip());
     let authorization = request.headers().get(header::AUTHORIZATION);

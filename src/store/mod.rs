@@ -179,7 +179,17 @@ impl Store {
 
     /// Brings the schema to this version; safe when several replicas start at once.
     pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        migrator().run(self.writes.pool()).await
+        let mut tries = 0;
+        loop {
+            match migrator().run(self.writes.pool()).await {
+                // PostgreSQL has a lock for this; on SQLite the slower of two processes finds the work done by the other.
+                Err(_) if self.dialect == Dialect::Sqlite && tries < 5 => {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(50 * tries)).await;
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Which database it is.
@@ -216,6 +226,8 @@ impl Store {
 
     /// Ends open connections; writes handed in before are finished first.
     pub async fn close(&self) {
+        // The queue is first come, first served: when this one is done, so are all before it.
+        let _ = self.write(|_| Box::pin(async { Ok(()) })).await;
         self.writes.close().await;
         self.reads.close().await;
     }

@@ -150,6 +150,17 @@ impl Tx {
         Ok(())
     }
 
+    /// Records an operation that was done within its request, so that polls without a token tell of it (L-07).
+    pub async fn insert_done(&mut self, o: &NewOperation) -> Result<(), Fail> {
+        self.insert_operation(o).await?;
+        sqlx::query("UPDATE operations SET state = 'succeeded', finished_at = $2 WHERE id = $1")
+            .bind(&o.id)
+            .bind(o.now)
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(())
+    }
+
     /// Closes an open operation because a DELETE takes over; its worker is fenced off from here on.
     pub async fn supersede(&mut self, id: &str, why: &str, now: Millis) -> Result<(), Fail> {
         self.wrote = true;
@@ -181,7 +192,7 @@ impl Tx {
     }
 
     /// Instance row first, operation row second: every transaction that needs both takes them in this order.
-    async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
+    pub(super) async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
         let lock = self.dialect.for_update();
         if !lock.is_empty() {
             sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM instances WHERE iid = $1{lock}")))
@@ -230,9 +241,11 @@ impl Store {
         };
         let clock = self.dialect().now();
         let sql = format!(
-            "UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 WHERE id IN \
-             (SELECT id FROM operations WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} \
-             ORDER BY due_at LIMIT $4{}) RETURNING {OPERATION}",
+            // Materialized: the planner must not run the locking part more than once.
+            "WITH due AS MATERIALIZED (SELECT id AS due_id FROM operations \
+             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} ORDER BY due_at LIMIT $4{}) \
+             UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 \
+             WHERE id IN (SELECT due_id FROM due) RETURNING {OPERATION}",
             self.dialect().skip_locked()
         );
         self.claim_with(sql, owner, lease_ms, vec![now, most], busy).await
@@ -417,11 +430,13 @@ impl Store {
     }
 
     /// One indexed read, on any replica, and no outside call: the operation named, else the latest (L-07, L-13).
+    ///
+    /// Revocations are ours and not the platform's: what it was told last stays what it is told (L-06, K-08).
     pub async fn last_operation(&self, subject: &str, operation: Option<&str>) -> Result<Option<LastOperation>, Fail> {
         let mut connection = self.reader().await?;
         let row = sqlx::query(
-            "SELECT state, description, instance_usable, update_repeatable, kind FROM operations WHERE subject = $1 \
-             ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
+            "SELECT state, description, instance_usable, update_repeatable, kind FROM operations \
+             WHERE subject = $1 AND kind <> 'revoke' ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
         )
         .bind(subject)
         .bind(operation.unwrap_or_default())
@@ -548,7 +563,8 @@ impl Store {
         .await
     }
 
-    /// Test and repair aid: lets every lease run out now, as a crash and a wait would.
+    /// Lets every lease run out now: for who knows that no other worker lives. One that does all the same cannot record
+    /// once its operation is claimed again.
     pub async fn expire_leases(&self) -> Result<(), Fail> {
         self.write(move |tx| {
             Box::pin(async move {

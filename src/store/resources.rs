@@ -3,7 +3,7 @@
 
 use super::rows::{self, BINDING, BINDING_COLUMNS, INSTANCE, INSTANCE_COLUMNS, to_json};
 use super::write::{Fail, Tx};
-use super::{Dialect, Store};
+use super::Store;
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::instance::{Instance, InstanceState, Millis};
 use crate::domain::decide::{BindingNow, InstanceNow, OpenOperation};
@@ -37,17 +37,13 @@ fn open_operation(row: &AnyRow, at: usize) -> Result<Option<OpenOperation>, sqlx
     }))
 }
 
-fn instance_now_sql(dialect: Dialect, lock: bool) -> String {
-    let lock = match (lock, dialect) {
-        (true, Dialect::Postgres) => " FOR UPDATE OF i",
-        _ => "",
-    };
+fn instance_now_sql() -> String {
     format!(
         "SELECT {INSTANCE}, o.id, o.kind, o.target, \
          (SELECT COUNT(*) FROM operations p WHERE p.iid = i.iid AND p.state = 'open' AND p.bid IS NOT NULL), \
          (SELECT COUNT(*) FROM bindings b WHERE b.iid = i.iid AND b.state NOT IN ('gone', 'failed', 'expired')) \
          FROM instances i LEFT JOIN operations o ON o.subject = i.iid AND o.state = 'open' \
-         WHERE i.iid = $1{lock}"
+         WHERE i.iid = $1"
     )
 }
 
@@ -68,7 +64,10 @@ fn binding_now_row(row: &AnyRow) -> Result<BindingNow, sqlx::Error> {
 impl Tx {
     /// The instance, locked against other deciders until this transaction ends.
     pub async fn instance_now(&mut self, iid: &str) -> Result<Option<InstanceNow>, Fail> {
-        let sql = instance_now_sql(self.dialect, true);
+        // A statement of its own: one that locked and read at once would, after waiting for the lock, see the
+        // instance as it is now and the operations as they were when it began to wait.
+        self.lock_instance(iid).await?;
+        let sql = instance_now_sql();
         let row = sqlx::query(AssertSqlSafe(sql))
             .bind(iid)
             .fetch_optional(&mut *self.connection)
@@ -266,7 +265,7 @@ impl Store {
     /// The instance as it is now.
     pub async fn instance(&self, iid: &str) -> Result<Option<InstanceNow>, Fail> {
         let mut connection = self.reader().await?;
-        let row = sqlx::query(AssertSqlSafe(instance_now_sql(self.dialect(), false)))
+        let row = sqlx::query(AssertSqlSafe(instance_now_sql()))
             .bind(iid)
             .fetch_optional(&mut *connection)
             .await?;
@@ -341,6 +340,17 @@ impl Store {
         .await
     }
 
+    /// Bindings that ended after `since`, the latest first, and on which nothing is at work.
+    pub async fn ended_bindings(&self, since: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
+        self.bindings_where(
+            "b.state IN ('gone', 'failed', 'expired') AND b.handle <> '' AND b.updated_at > $1 AND NOT EXISTS \
+             (SELECT 1 FROM operations o WHERE o.subject = b.bid AND o.state = 'open') ORDER BY b.updated_at DESC",
+            since,
+            most,
+        )
+        .await
+    }
+
     async fn bindings_where(&self, condition: &str, at: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
         let mut connection = self.reader().await?;
         let sql = format!("SELECT {BINDING} FROM bindings b WHERE {condition} LIMIT $2");
@@ -379,6 +389,34 @@ impl Store {
                             .bind(&iid)
                             .execute(&mut *tx.connection)
                             .await?;
+                    }
+                }
+                Ok(rows.len())
+            })
+        })
+        .await
+    }
+
+    /// Removes up to `most` operations that ended before `before`, except each subject's latest. Returns how many went.
+    pub async fn purge_operations(&self, before: Millis, most: i64) -> Result<usize, Fail> {
+        self.write(move |tx| {
+            Box::pin(async move {
+                let rows = sqlx::query(
+                    "SELECT o.id FROM operations o WHERE o.finished_at <= $1 AND EXISTS \
+                     (SELECT 1 FROM operations l WHERE l.subject = o.subject AND l.seq > o.seq) LIMIT $2",
+                )
+                .bind(before)
+                .bind(most)
+                .fetch_all(&mut *tx.connection)
+                .await?;
+                for row in &rows {
+                    let id: String = row.try_get(0)?;
+                    tx.wrote = true;
+                    for sql in [
+                        "DELETE FROM operation_events WHERE operation = $1",
+                        "DELETE FROM operations WHERE id = $1",
+                    ] {
+                        sqlx::query(sql).bind(&id).execute(&mut *tx.connection).await?;
                     }
                 }
                 Ok(rows.len())

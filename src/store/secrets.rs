@@ -1,7 +1,8 @@
 //! Rows of sealed text. This module never sees a secret in clear: sealing is an adapter's work.
 
 use super::Store;
-use super::write::Fail;
+use super::write::{Fail, Tx};
+use crate::domain::error::Error;
 use crate::domain::instance::Millis;
 use sqlx::Row;
 
@@ -10,13 +11,36 @@ fn instance_of(name: &str) -> &str {
     name.split('/').next().unwrap_or_default()
 }
 
+impl Tx {
+    async fn refuse_late_secret(&mut self, name: &str) -> Result<(), Fail> {
+        // Locked, so that a DELETE accepted at the same moment comes before or after the whole of this write.
+        self.lock_instance(instance_of(name)).await?;
+        let row = sqlx::query(
+            "SELECT 1 FROM instances WHERE iid = $1 AND state IN ('deprovisioning', 'gone') \
+             UNION ALL SELECT 1 FROM bindings WHERE bid = $2 AND state <> 'creating'",
+        )
+        .bind(instance_of(name))
+        .bind(name.split('/').nth(2).unwrap_or_default())
+        .fetch_optional(&mut *self.connection)
+        .await?;
+        match row {
+            Some(_) => Err(Error::gone("What this secret was for is being deleted.").into()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Store {
     /// Inserts unless the name is taken; returns what is stored afterwards.
+    ///
+    /// Refused once the instance is being deleted, or the binding is no longer being made: a worker that a DELETE overtook
+    /// must not leave a secret behind after the last step of that DELETE has looked.
     pub async fn secret_insert(&self, name: &str, sealed: &str, now: Millis) -> Result<String, Fail> {
         let (name, sealed) = (name.to_owned(), sealed.to_owned());
         self.write(move |tx| {
             let (name, sealed) = (name.clone(), sealed.clone());
             Box::pin(async move {
+                tx.refuse_late_secret(&name).await?;
                 tx.wrote = true;
                 sqlx::query("INSERT INTO secrets (name, iid, sealed, updated_at) VALUES ($1, $4, $2, $3) ON CONFLICT (name) DO NOTHING")
                     .bind(&name)

@@ -332,14 +332,34 @@ async fn an_instance_that_stops_is_started_again_by_the_sweep() {
     clean_up(broker).await;
 }
 
+/// A lost database must not cost the data: what no row knows is told, and goes only when asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_no_row_is_removed_by_the_sweep() {
+async fn what_no_row_knows_is_told_and_not_touched() {
     let broker = broker().await;
     broker.provisioned("one").await;
-    broker.world.instances.lock().unwrap().insert("aaaaaaaaaaaaaaaaaaaaaaaaaa".into(), FakeInstance::default());
-    assert_eq!(broker.sweeper().orphans().await.unwrap().orphans, 1);
+    let stranger = "aaaaaaaaaaaaaaaaaaaaaaaaaa";
+    broker.world.instances.lock().unwrap().insert(stranger.into(), FakeInstance::default());
+    let seen = broker.sweeper().orphans().await.unwrap();
+    assert_eq!((seen.orphans, seen.unknown), (0, 1));
+    assert_eq!(broker.world.instances.lock().unwrap().len(), 2);
+    assert_eq!(broker.sweeper().unknown().await.unwrap(), [stranger]);
+    assert!(broker.sweeper().remove(stranger).await);
     assert_eq!(broker.world.instances.lock().unwrap().len(), 1, "the one with a row stays");
     clean_up(broker).await;
+}
+
+/// What a worker that was held up makes after its instance is gone has a tombstone, and goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_late_after_the_end_is_removed_by_the_sweep() {
+    let broker = broker().await;
+    broker.provisioned("one").await;
+    let iid = broker.world.instances.lock().unwrap().keys().next().unwrap().clone();
+    broker.deleted("one").await;
+    broker.world.instances.lock().unwrap().insert(iid, FakeInstance::default());
+    let seen = broker.sweeper().orphans().await.unwrap();
+    assert_eq!((seen.orphans, seen.unknown), (1, 0));
+    assert!(broker.world.instances.lock().unwrap().is_empty());
+    broker.end().await;
 }
 
 /// DELETE while a worker is inside `apply`: its late write is found and removed, its record is refused.

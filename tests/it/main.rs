@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
 
 mod architecture;
+mod conformance;
 mod crash;
+mod fuzz;
 mod http;
 mod lifecycle;
+mod model;
+mod racing;
 mod replicas;
 mod store;
 mod support;

@@ -40,8 +40,11 @@ on_both!(
     last_operation_answers_for_the_named_one_else_the_latest,
     finish_moves_operation_and_instance_together,
     tombstones_go_with_everything_of_theirs,
+    old_operations_go_except_the_latest_of_each_subject,
     the_first_secret_of_a_name_stays,
+    a_secret_of_what_is_being_deleted_is_refused,
     migrating_again_changes_nothing,
+    replicas_that_start_together_migrate_once,
 );
 
 async fn open(url: &str) -> Store {
@@ -71,6 +74,24 @@ fn instance(iid: &str) -> Instance {
         endpoints: Vec::new(),
         created_at: 1,
         updated_at: 2,
+    }
+}
+
+fn binding(bid: &str, iid: &str) -> Binding {
+    Binding {
+        bid: bid.into(),
+        iid: iid.into(),
+        platform: "test".into(),
+        binding_id: "x".into(),
+        attributes: BindingAttributes::default(),
+        requested: BindingAttributes::default(),
+        state: BindingState::Gone,
+        handle: String::new(),
+        residue: false,
+        expires_at: None,
+        renew_before: None,
+        created_at: 1,
+        updated_at: 100,
     }
 }
 
@@ -383,21 +404,7 @@ async fn tombstones_go_with_everything_of_theirs(store: Store) {
         row.updated_at = if iid == "i1" { 100 } else { 300 };
         store.finish(&claimed, finish(OperationState::Succeeded, row), 100).await.unwrap();
     }
-    let binding = Binding {
-        bid: "b1".into(),
-        iid: "i1".into(),
-        platform: "test".into(),
-        binding_id: "x".into(),
-        attributes: BindingAttributes::default(),
-        requested: BindingAttributes::default(),
-        state: BindingState::Gone,
-        handle: String::new(),
-        residue: false,
-        expires_at: None,
-        renew_before: None,
-        created_at: 1,
-        updated_at: 100,
-    };
+    let binding = binding("b1", "i1");
     store
         .write(move |tx| {
             let binding = binding.clone();
@@ -412,6 +419,20 @@ async fn tombstones_go_with_everything_of_theirs(store: Store) {
     assert!(store.last_operation("i2", None).await.unwrap().is_some());
 }
 
+async fn old_operations_go_except_the_latest_of_each_subject(store: Store) {
+    for n in 0..3 {
+        accept(&store, &format!("op{n}"), "i1", OperationKind::Update, 1).await.unwrap();
+        let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+        let done = finish(OperationState::Succeeded, instance("i1"));
+        store.finish(&claimed, done, 100 + n).await.unwrap();
+    }
+    assert_eq!(store.purge_operations(100, 10).await.unwrap(), 1);
+    assert_eq!(store.purge_operations(1000, 10).await.unwrap(), 1);
+    assert_eq!(store.purge_operations(1000, 10).await.unwrap(), 0);
+    assert!(store.operation("op1").await.unwrap().is_none());
+    assert_eq!(store.operation("op2").await.unwrap().unwrap().1.len(), 1);
+}
+
 async fn the_first_secret_of_a_name_stays(store: Store) {
     assert_eq!(store.secret_insert("i/admin", "one", 1).await.unwrap(), "one");
     assert_eq!(store.secret_insert("i/admin", "two", 2).await.unwrap(), "one");
@@ -424,6 +445,62 @@ async fn the_first_secret_of_a_name_stays(store: Store) {
     store.secret_delete("i/admin").await.unwrap();
     store.secret_delete("i/admin").await.unwrap();
     assert_eq!(store.secret_get("i/admin").await.unwrap(), None);
+}
+
+async fn replicas_that_start_together_migrate_once(store: Store) {
+    let url = match store.dialect() {
+        chandler::store::Dialect::Postgres => postgres::fresh_url().await,
+        chandler::store::Dialect::Sqlite => {
+            let dir = tempfile::tempdir().unwrap().keep();
+            format!("sqlite://{}/new.db?mode=rwc", dir.display())
+        }
+    };
+    let starts: Vec<_> = (0..4)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move {
+                let store = Store::open(&StoreOptions::new(url)).await.unwrap();
+                store.migrate().await.unwrap();
+                store.instance("nobody").await.unwrap()
+            })
+        })
+        .collect();
+    for start in starts {
+        assert!(start.await.unwrap().is_none());
+    }
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        std::fs::remove_dir_all(std::path::Path::new(path).parent().unwrap()).unwrap();
+    }
+}
+
+async fn a_secret_of_what_is_being_deleted_is_refused(store: Store) {
+    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
+    assert_eq!(store.secret_insert("i1/admin", "one", 1).await.unwrap(), "one");
+    store
+        .write(|tx| Box::pin(async move { tx.set_instance_state("i1", InstanceState::Deprovisioning, 2).await }))
+        .await
+        .unwrap();
+    for name in ["i1/admin", "i1/generated", "i1/b/x"] {
+        assert!(matches!(store.secret_insert(name, "late", 3).await, Err(Fail::Refused(_))), "{name}");
+    }
+    assert_eq!(store.secret_list("i1/").await.unwrap(), ["i1/admin"]);
+
+    // Of a binding: while it is being made, and at no other time.
+    accept(&store, "op2", "i2", OperationKind::Provision, 1).await.unwrap();
+    let mut row = binding("b2", "i2");
+    for (state, good) in [(BindingState::Creating, true), (BindingState::Deleting, false), (BindingState::Gone, false)] {
+        row.state = state;
+        let saved = row.clone();
+        store
+            .write(move |tx| {
+                let saved = saved.clone();
+                Box::pin(async move { tx.save_binding(&saved).await })
+            })
+            .await
+            .unwrap();
+        assert_eq!(store.secret_insert("i2/b/b2", "sealed", 3).await.is_ok(), good, "{state}");
+        store.secret_delete("i2/b/b2").await.unwrap();
+    }
 }
 
 async fn migrating_again_changes_nothing(store: Store) {

@@ -1,6 +1,6 @@
 //! The HTTP layer on a real listener, asked with raw bytes: the order of checks, odd ids, errors, headers, all ten calls.
 
-mod wire;
+pub mod wire;
 
 use crate::support::catalog::{ALPHA, SHORT, SMALL};
 use actix_web::{App, HttpServer};

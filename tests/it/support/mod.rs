@@ -2,5 +2,8 @@
 
 pub mod broker;
 pub mod catalog;
+pub mod chance;
+pub mod flow;
 pub mod postgres;
+pub mod raw;
 pub mod world;
