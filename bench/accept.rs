@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 /// Clients, and tasks in the loop over the store alone.
 const CLIENTS: usize = 64;
 /// Rounds; in each every contestant runs once.
-const ROUNDS: usize = 5;
-const WARM: Duration = Duration::from_millis(500);
-const MEASURED: Duration = Duration::from_secs(3);
+const ROUNDS: usize = 9;
+const WARM: Duration = Duration::from_millis(300);
+const MEASURED: Duration = Duration::from_millis(1500);
 
 /// Measures and reports.
 pub fn run(dir: &Path, report: &mut Report) -> Result<()> {

@@ -65,6 +65,13 @@ impl Dialect {
     }
 }
 
+/// Page cache of SQLite's writing connection, in KiB.
+const WRITER_CACHE: u32 = 8000;
+/// Page cache of each of its reading connections: the upper levels of the trees. The rest is in the system's cache, which all share.
+const READER_CACHE: u32 = 1000;
+/// Most reading connections on SQLite, a thread each: more of them only take turns on the processors.
+const READERS: u32 = 8;
+
 /// How to open the store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -130,14 +137,14 @@ impl Store {
         let mut connect = AnyConnectOptions::from_str(&options.url)?;
         connect = connect.log_statements(tracing::log::LevelFilter::Off);
         let busy = options.busy_timeout;
-        let pool = |max: u32| {
+        let pool = |max: u32, cache: u32| {
             AnyPoolOptions::new()
                 .max_connections(max)
                 .acquire_timeout(busy)
                 .test_before_acquire(dialect == Dialect::Postgres)
                 .after_connect(move |connection, _| {
                     Box::pin(async move {
-                        for statement in session_setup(dialect, busy) {
+                        for statement in session_setup(dialect, busy, cache) {
                             connection.execute(AssertSqlSafe(statement)).await?;
                         }
                         Ok(())
@@ -146,12 +153,12 @@ impl Store {
         };
         let (reads, writer) = match dialect {
             Dialect::Sqlite => {
-                let writer = pool(1)
+                let writer = pool(1, WRITER_CACHE)
                     .idle_timeout(None)
                     .max_lifetime(None)
                     .connect_with(connect.clone())
                     .await?;
-                let reads = pool(options.max_connections)
+                let reads = pool(options.max_connections.min(READERS), READER_CACHE)
                     .idle_timeout(None)
                     .max_lifetime(None)
                     .connect_with(connect)
@@ -159,7 +166,7 @@ impl Store {
                 (reads, writer)
             }
             Dialect::Postgres => {
-                let all = pool(options.max_connections).connect_with(connect).await?;
+                let all = pool(options.max_connections, 0).connect_with(connect).await?;
                 (all.clone(), all)
             }
         };
@@ -226,7 +233,7 @@ impl Store {
     }
 }
 
-fn session_setup(dialect: Dialect, busy: Duration) -> Vec<String> {
+fn session_setup(dialect: Dialect, busy: Duration, cache: u32) -> Vec<String> {
     match dialect {
         Dialect::Sqlite => vec![
             format!("PRAGMA busy_timeout = {}", busy.as_millis()),
@@ -235,7 +242,7 @@ fn session_setup(dialect: Dialect, busy: Duration) -> Vec<String> {
             "PRAGMA synchronous = FULL".into(),
             "PRAGMA foreign_keys = ON".into(),
             "PRAGMA temp_store = MEMORY".into(),
-            "PRAGMA cache_size = -8000".into(),
+            format!("PRAGMA cache_size = -{cache}"),
         ],
         Dialect::Postgres => vec![
             format!("SET lock_timeout = {}", busy.as_millis()),
