@@ -32,12 +32,21 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         }
         let full = filled(dir, name, state, role)?;
         times.push(full.ready_after.as_secs_f64());
-        let none = Broker::serve(&empty, Setup { role, group_commit: true })?;
+        let none = Broker::serve(
+            &empty,
+            Setup {
+                role,
+                group_commit: true,
+            },
+        )?;
         std::thread::sleep(SETTLE);
         let (with, without) = (full.process.resident()?, none.process.resident()?);
         report.add(
             format!("start to ready, {INSTANCES} instances, role {role}"),
-            format!("median of {REPEATS}; {:.3} s with none", none.ready_after.as_secs_f64()),
+            format!(
+                "median of {REPEATS}; {:.3} s with none",
+                none.ready_after.as_secs_f64()
+            ),
             median(&times),
             " s",
             Limit::AtMost(1.0),

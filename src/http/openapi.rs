@@ -132,7 +132,9 @@ fn osb_headers() -> [Parameter; 3] {
     // Named one by one, so that people can choose and checkers need not guess; the newest first, because the page
     // for trying the API chooses the first.
     let oldest = Settings::default().min_minor;
-    let versions = (oldest..=headers::NEWEST_MINOR).rev().map(|minor| format!("2.{minor}"));
+    let versions = (oldest..=headers::NEWEST_MINOR)
+        .rev()
+        .map(|minor| format!("2.{minor}"));
     [
         header(
             "X-Broker-API-Version",

@@ -1,5 +1,11 @@
 //! The whole broker under test, in one binary because linking dominates: one file per behaviour.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::pedantic,
+    missing_docs
+)]
 
 mod architecture;
 mod conformance;

@@ -107,9 +107,9 @@ pub fn comes_to(service: Service, credentials: &Value, wanted: Access) -> impl F
 
 /// Keeps a value under a key, so that it survives a restart of the server.
 pub async fn write(service: Service, credentials: &Value, key: &str, value: &str) {
-    let done =
-        match service {
-            Service::Postgres => limited(async {
+    let done = match service {
+        Service::Postgres => {
+            limited(async {
                 let mut connection = postgres(text(credentials, "uri")).await?;
                 connection
                     .execute("CREATE TABLE IF NOT EXISTS kept (key text PRIMARY KEY, value text)")
@@ -125,41 +125,42 @@ pub async fn write(service: Service, credentials: &Value, key: &str, value: &str
                 .map_err(|e| e.to_string())?;
                 Ok(())
             })
-            .await,
-            Service::Redis => {
-                limited(async {
-                    let mut connection = redis(text(credentials, "uri")).await?;
-                    ::redis::cmd("SET")
-                        .arg(key)
-                        .arg(value)
-                        .query_async::<()>(&mut connection)
-                        .await
-                        .map_err(|e| e.to_string())
-                })
-                .await
-            }
-            Service::Nats => {
-                limited(async {
-                    let jetstream = async_nats::jetstream::new(nats(credentials).await?);
-                    jetstream
-                        .get_or_create_stream(async_nats::jetstream::stream::Config {
-                            name: "KEPT".into(),
-                            subjects: vec!["kept.>".into()],
-                            ..Default::default()
-                        })
-                        .await
-                        .map_err(|e| e.to_string())?;
-                    let sent = jetstream
-                        .publish(format!("kept.{key}"), value.to_owned().into())
-                        .await;
-                    sent.map_err(|e| e.to_string())?
-                        .await
-                        .map_err(|e| e.to_string())?;
-                    Ok(())
-                })
-                .await
-            }
-        };
+            .await
+        }
+        Service::Redis => {
+            limited(async {
+                let mut connection = redis(text(credentials, "uri")).await?;
+                ::redis::cmd("SET")
+                    .arg(key)
+                    .arg(value)
+                    .query_async::<()>(&mut connection)
+                    .await
+                    .map_err(|e| e.to_string())
+            })
+            .await
+        }
+        Service::Nats => {
+            limited(async {
+                let jetstream = async_nats::jetstream::new(nats(credentials).await?);
+                jetstream
+                    .get_or_create_stream(async_nats::jetstream::stream::Config {
+                        name: "KEPT".into(),
+                        subjects: vec!["kept.>".into()],
+                        ..Default::default()
+                    })
+                    .await
+                    .map_err(|e| e.to_string())?;
+                let sent = jetstream
+                    .publish(format!("kept.{key}"), value.to_owned().into())
+                    .await;
+                sent.map_err(|e| e.to_string())?
+                    .await
+                    .map_err(|e| e.to_string())?;
+                Ok(())
+            })
+            .await
+        }
+    };
     done.unwrap_or_else(|e| panic!("{} write: {e}", service.name()));
 }
 
