@@ -183,7 +183,7 @@ impl Sweeper {
                 match self.revive_one(instance).await {
                     Ok(revived) => report.revived += usize::from(revived),
                     Err(error) => {
-                        warn!(iid = %instance.iid, detail = %error.detail, "could not look after an instance")
+                        warn!(iid = %instance.iid, detail = %error.detail, "could not look after an instance");
                     }
                 }
             }
@@ -250,7 +250,7 @@ impl Sweeper {
                 match engine.ports.secrets.destroy(&name).await {
                     Ok(()) => report.orphans += 1,
                     Err(error) => {
-                        warn!(name, detail = %error.detail, "could not destroy a secret whose owner has ended")
+                        warn!(name, detail = %error.detail, "could not destroy a secret whose owner has ended");
                     }
                 }
             }

@@ -8,6 +8,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::pedantic,
+    clippy::disallowed_methods,
     missing_docs
 )]
 
