@@ -44,7 +44,6 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     for round in 0..ROUNDS {
         let before = grouped.process.cpu()?;
         let load = put(&grouped, &wanted, round)?;
-        #[expect(clippy::cast_precision_loss, reason = "a count far below 2^52")]
         let answered = load.rate * (WARM + MEASURED).as_secs_f64();
         cpu.push((grouped.process.cpu()? - before) * 1e6 / answered);
         let rate_single = put(&single, &wanted, round)?.rate;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const PASSWORD: &str = "benchmark-password";
 
 /// Longest wait for a process to serve, or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Children that run, so that an interrupted benchmark can end them too.
 static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
@@ -118,8 +118,7 @@ pub fn program() -> Command {
 
 /// The catalog that is served: the repository's.
 pub fn catalog_dir() -> PathBuf {
-    std::env::var_os("CHANDLER_BENCH_CATALOG")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// `Authorization` of a user with the benchmark's password.

@@ -16,7 +16,7 @@ const BINDINGS: u64 = 25;
 /// Between two looks at last_operation; platforms look far less often.
 const POLL: Duration = Duration::from_millis(10);
 /// Longest wait for an operation.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Measures and reports.
 pub fn run(dir: &Path, report: &mut Report) -> Result<()> {

@@ -2,7 +2,14 @@
 //!
 //! Every server is started here on loopback in a directory of its own and killed when its guard drops.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::pedantic,
+    clippy::disallowed_methods,
+    missing_docs
+)]
 
 mod contract;
 mod nats;
