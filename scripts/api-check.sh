@@ -45,7 +45,7 @@ YAML
 broker=$!
 url=''
 for _ in $(seq 200); do
-  url=$(sed -n 's/.*listening on: \(127\.0\.0\.1:[0-9]*\).*/http:\/\/\1/p' "$room/broker.log" | head -n 1)
+  url=$(sed -n 's/.*"address":"\(127\.0\.0\.1:[0-9]*\)".*"chandler is ready".*/http:\/\/\1/p' "$room/broker.log")
   [ -n "$url" ] && curl --silent --fail --output /dev/null "$url/readyz" && break
   kill -0 "$broker" 2>/dev/null || die "the broker did not start"
   sleep 0.05
