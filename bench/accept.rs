@@ -24,7 +24,15 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     for made in [&grouped_dir, &single_dir, &alone_dir] {
         std::fs::create_dir(made)?;
     }
-    let start = |dir: &Path, group_commit| Broker::serve(dir, Setup { role: "http", group_commit });
+    let start = |dir: &Path, group_commit| {
+        Broker::serve(
+            dir,
+            Setup {
+                role: "http",
+                group_commit,
+            },
+        )
+    };
     let grouped = start(&grouped_dir, true)?;
     let single = start(&single_dir, false)?;
     let wanted = Wanted::of(&grouped.call("GET", "/v2/catalog", "")?.body, "postgres")?;
@@ -94,10 +102,20 @@ fn put(broker: &Broker, wanted: &Wanted, round: usize) -> Result<Load> {
     let body = wanted.body();
     let authorization = broker.authorization.clone();
     let first = u64::try_from(round)? << 32;
-    client::load(broker.process.address, CLIENTS, WARM, MEASURED, 202, move |n, text| {
-        let path = format!("/v2/service_instances/{}?accepts_incomplete=true", rows::guid(first + n));
-        text.push_str(&client::request("PUT", &path, &authorization, &body));
-    })
+    client::load(
+        broker.process.address,
+        CLIENTS,
+        WARM,
+        MEASURED,
+        202,
+        move |n, text| {
+            let path = format!(
+                "/v2/service_instances/{}?accepts_incomplete=true",
+                rows::guid(first + n)
+            );
+            text.push_str(&client::request("PUT", &path, &authorization, &body));
+        },
+    )
 }
 
 /// The store without a broker around it.
@@ -144,7 +162,9 @@ impl Alone {
                 .collect();
             let mut written = 0;
             for task in tasks {
-                written += task.await?.map_err(|fail: chandler::store::Fail| anyhow::anyhow!("{fail}"))?;
+                written += task
+                    .await?
+                    .map_err(|fail: chandler::store::Fail| anyhow::anyhow!("{fail}"))?;
             }
             Ok(f64::from(written) / MEASURED.as_secs_f64())
         })

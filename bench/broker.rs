@@ -57,7 +57,12 @@ impl Process {
     pub fn cpu(&self) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let after_name = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
-        let ticks = |field: usize| after_name.split_whitespace().nth(field).and_then(|t| t.parse::<f64>().ok());
+        let ticks = |field: usize| {
+            after_name
+                .split_whitespace()
+                .nth(field)
+                .and_then(|t| t.parse::<f64>().ok())
+        };
         // utime and stime; Linux counts them in hundredths of a second.
         Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
     }
@@ -67,7 +72,14 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok())
+            .find_map(|line| {
+                line.strip_prefix("VmRSS:")?
+                    .trim()
+                    .strip_suffix("kB")?
+                    .trim()
+                    .parse::<f64>()
+                    .ok()
+            })
             .context("VmRSS")?;
         Ok(kib * 1024.0 / 1e6)
     }
@@ -106,7 +118,8 @@ pub fn program() -> Command {
 
 /// The catalog that is served: the repository's.
 pub fn catalog_dir() -> PathBuf {
-    std::env::var_os("CHANDLER_BENCH_CATALOG").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
+    std::env::var_os("CHANDLER_BENCH_CATALOG")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
 }
 
 /// `Authorization` of a user with the benchmark's password.
@@ -142,7 +155,11 @@ impl Broker {
         let (password, key) = (dir.join("password"), dir.join("seal.key"));
         if !key.exists() {
             secret_file(&password, PASSWORD)?;
-            let made = program().args(["secrets", "new-key"]).arg(&key).stdout(Stdio::null()).status()?;
+            let made = program()
+                .args(["secrets", "new-key"])
+                .arg(&key)
+                .stdout(Stdio::null())
+                .status()?;
             if !made.success() {
                 bail!("chandler secrets new-key failed");
             }
@@ -165,7 +182,9 @@ impl Broker {
             ),
         )?;
         let mut command = program();
-        command.args(["serve", "--role", setup.role, "--config"]).arg(&config);
+        command
+            .args(["serve", "--role", setup.role, "--config"])
+            .arg(&config);
         Self::start(command, dir, address, "bench")
     }
 
@@ -227,7 +246,12 @@ pub fn database(dir: &Path) -> PathBuf {
 
 fn secret_file(path: &Path, text: &str) -> Result<()> {
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     Ok(file.write_all(text.as_bytes())?)
 }
 
@@ -263,7 +287,11 @@ pub async fn serve_bytes(file: &str, address: &str) -> Result<()> {
         let bytes = bytes.clone();
         actix_web::App::new().default_service(actix_web::web::to(move || {
             let bytes = bytes.clone();
-            async move { actix_web::HttpResponse::Ok().content_type("application/json").body(bytes) }
+            async move {
+                actix_web::HttpResponse::Ok()
+                    .content_type("application/json")
+                    .body(bytes)
+            }
         }))
     })
     .bind(address)?

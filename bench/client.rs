@@ -33,7 +33,9 @@ pub struct Answer {
 impl Connection {
     /// Connects.
     pub async fn open(to: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(to).await.with_context(|| format!("connect to {to}"))?;
+        let stream = TcpStream::connect(to)
+            .await
+            .with_context(|| format!("connect to {to}"))?;
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
@@ -59,18 +61,26 @@ impl Connection {
             // The end of the head may lie across two reads.
             let from = filled.saturating_sub(3);
             filled += read;
-            if let Some(at) = self.buffer[from..filled].windows(4).position(|w| w == b"\r\n\r\n") {
+            if let Some(at) = self.buffer[from..filled]
+                .windows(4)
+                .position(|w| w == b"\r\n\r\n")
+            {
                 break from + at + 4;
             }
         };
         let head = std::str::from_utf8(&self.buffer[..head_end]).context("a head that is not text")?;
-        let status = head.get(9..12).and_then(|s| s.parse().ok()).context("no status")?;
+        let status = head
+            .get(9..12)
+            .and_then(|s| s.parse().ok())
+            .context("no status")?;
         let length = length(head)?;
         let mut body = Vec::new();
         if keep {
             body.extend_from_slice(&self.buffer[head_end..filled]);
         }
-        let mut left = (head_end + length).checked_sub(filled).context("more than one answer")?;
+        let mut left = (head_end + length)
+            .checked_sub(filled)
+            .context("more than one answer")?;
         while left > 0 {
             let read = self.stream.read(&mut self.buffer).await?;
             if read == 0 {
@@ -89,7 +99,8 @@ fn length(head: &str) -> Result<usize> {
     head.lines()
         .find_map(|line| {
             let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+            name.eq_ignore_ascii_case("content-length")
+                .then(|| value.trim().parse().ok())?
         })
         .context("an answer without content-length")
 }
@@ -99,7 +110,10 @@ pub fn request(method: &str, path: &str, authorization: &str, body: &str) -> Str
     let content = if body.is_empty() {
         String::new()
     } else {
-        format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())
+        format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            body.len()
+        )
     };
     format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n\
@@ -140,7 +154,9 @@ pub fn load(
     expected: u16,
     next: impl Fn(u64, &mut String) + 'static,
 ) -> Result<Load> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     LocalSet::new().block_on(&runtime, async move {
         let (next, number) = (Rc::new(next), Rc::new(Cell::new(0_u64)));
         let micros = Rc::new(RefCell::new(Vec::with_capacity(1 << 20)));
@@ -186,6 +202,8 @@ pub fn load(
 
 /// One request over a connection of its own, with its body.
 pub fn once(to: SocketAddr, text: &str) -> Result<Answer> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async { Connection::open(to).await?.ask(text.as_bytes(), true).await })
 }

@@ -38,8 +38,15 @@ fn main() -> Result<()> {
         return actix_web::rt::System::new().block_on(broker::serve_bytes(file, address));
     }
     // Cargo adds `--bench` of its own.
-    let chosen: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| *a != "--bench").collect();
-    if let Some(unknown) = chosen.iter().find(|word| PARTS.iter().all(|(name, _)| name != *word)) {
+    let chosen: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|a| *a != "--bench")
+        .collect();
+    if let Some(unknown) = chosen
+        .iter()
+        .find(|word| PARTS.iter().all(|(name, _)| name != *word))
+    {
         let names: Vec<_> = PARTS.iter().map(|(name, _)| *name).collect();
         bail!("there is no part {unknown:?}; there are {}", names.join(", "));
     }
@@ -59,14 +66,20 @@ fn main() -> Result<()> {
         }
     }
     println!("{}", report.table());
-    println!("Took {:.0} s on {} cores.", started.elapsed().as_secs_f64(), std::thread::available_parallelism()?);
+    println!(
+        "Took {:.0} s on {} cores.",
+        started.elapsed().as_secs_f64(),
+        std::thread::available_parallelism()?
+    );
     Ok(())
 }
 
 /// Leaves nothing behind when somebody stops the benchmark.
 fn on_interrupt(dir: &Path) -> Result<()> {
     let dir = dir.to_owned();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     std::thread::spawn(move || {
         let interrupted = runtime.block_on(async {
             let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

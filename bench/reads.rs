@@ -43,14 +43,25 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         };
         let catalog_path: fn(u64) -> String = |_| "/v2/catalog".to_owned();
         let catalog_handler = ask(same_catalog.address, catalog_path)?;
-        catalogs.add(&broker.process, || ask(broker.process.address, catalog_path), &catalog_handler)?;
+        catalogs.add(
+            &broker.process,
+            || ask(broker.process.address, catalog_path),
+            &catalog_handler,
+        )?;
         let last_handler = ask(same_last.address, last_operation_path)?;
-        lasts.add(&broker.process, || ask(broker.process.address, last_operation_path), &last_handler)?;
+        lasts.add(
+            &broker.process,
+            || ask(broker.process.address, last_operation_path),
+            &last_handler,
+        )?;
         let newest = lasts.rates.last().copied().context("a rate")?;
         of_catalog_handler.push(newest / catalog_handler.rate);
     }
     report.add(
-        format!("GET /v2/catalog ({} bytes), of a minimal handler with the same bytes", catalog.len()),
+        format!(
+            "GET /v2/catalog ({} bytes), of a minimal handler with the same bytes",
+            catalog.len()
+        ),
         catalogs.found(),
         median(&catalogs.ratios),
         "",
@@ -97,7 +108,13 @@ pub fn filled(dir: &Path, count: u64, state: InstanceState, role: &'static str) 
     if !dir.exists() {
         std::fs::create_dir(dir)?;
         // One start with nothing in the store tells which offering and plan the rows are of.
-        let empty = Broker::serve(dir, Setup { role: "http", ..setup })?;
+        let empty = Broker::serve(
+            dir,
+            Setup {
+                role: "http",
+                ..setup
+            },
+        )?;
         let wanted = Wanted::of(&empty.call("GET", "/v2/catalog", "")?.body, "postgres")?;
         drop(empty);
         rows::fill(&database(dir), &wanted, count, state)?;
@@ -107,7 +124,11 @@ pub fn filled(dir: &Path, count: u64, state: InstanceState, role: &'static str) 
 
 /// The poll of a platform that keeps the operation's token.
 fn last_operation_path(n: u64) -> String {
-    format!("/v2/service_instances/{}/last_operation?operation={}", rows::guid(n), rows::token(n))
+    format!(
+        "/v2/service_instances/{}/last_operation?operation={}",
+        rows::guid(n),
+        rows::token(n)
+    )
 }
 
 /// One of all instances, far from the one before.

@@ -29,7 +29,14 @@ pub struct Report(Vec<Line>);
 
 impl Report {
     /// Adds a line and prints it, so that a long run tells how far it is.
-    pub fn add(&mut self, what: impl Into<String>, found: impl Into<String>, figure: f64, unit: &'static str, limit: Limit) {
+    pub fn add(
+        &mut self,
+        what: impl Into<String>,
+        found: impl Into<String>,
+        figure: f64,
+        unit: &'static str,
+        limit: Limit,
+    ) {
         let line = Line {
             what: what.into(),
             found: found.into(),

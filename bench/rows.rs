@@ -119,7 +119,10 @@ pub fn rows(wanted: &Wanted, n: u64) -> (Instance, NewOperation) {
 
 /// Opens a store as the broker does.
 pub async fn open(database: &Path) -> Result<Store> {
-    std::fs::OpenOptions::new().create(true).append(true).open(database)?;
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(database)?;
     let store = Store::open(&StoreOptions::new(format!("sqlite://{}", database.display()))).await?;
     store.migrate().await?;
     Ok(store)
@@ -127,13 +130,18 @@ pub async fn open(database: &Path) -> Result<Store> {
 
 /// Fills a store with `count` instances whose provision ended, in the state `state`.
 pub fn fill(database: &Path, wanted: &Wanted, count: u64, state: InstanceState) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let store = open(database).await?;
         for first in (0..count).step_by(usize::try_from(BATCH)?) {
             let wanted = wanted.clone();
             let written = store.write(move |tx| {
-                let batch: Vec<_> = (first..(first + BATCH).min(count)).map(|n| rows(&wanted, n)).collect();
+                let batch: Vec<_> = (first..(first + BATCH).min(count))
+                    .map(|n| rows(&wanted, n))
+                    .collect();
                 Box::pin(async move {
                     for (mut instance, operation) in batch {
                         instance.state = state;

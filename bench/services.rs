@@ -22,16 +22,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     let data = data_dir(dir);
     let broker = Broker::dev(&data)?;
-    let stop = StopInstances { data, broker: Some(broker) };
+    let stop = StopInstances {
+        data,
+        broker: Some(broker),
+    };
     let broker = stop.broker.as_ref().context("the broker")?;
     let catalog = broker.call("GET", "/v2/catalog", "")?.body;
-    for (number, (offering, limit)) in [("postgres", 5.0), ("redis", 1.0), ("nats", 1.0)].into_iter().enumerate() {
+    for (number, (offering, limit)) in [("postgres", 5.0), ("redis", 1.0), ("nats", 1.0)]
+        .into_iter()
+        .enumerate()
+    {
         let wanted = Wanted::of(&catalog, offering)?;
         let first = u64::try_from(number)? * 1000;
         let mut times = Vec::new();
         for n in first..first + INSTANCES {
             let started = Instant::now();
-            let answer = broker.call("PUT", &format!("{}?accepts_incomplete=true", instance(n)), &wanted.body())?;
+            let answer = broker.call(
+                "PUT",
+                &format!("{}?accepts_incomplete=true", instance(n)),
+                &wanted.body(),
+            )?;
             expect(202, answer.status, &answer.body)?;
             wait(broker, n)?;
             times.push(started.elapsed().as_secs_f64());
@@ -102,7 +112,10 @@ fn wait(broker: &Broker, n: u64) -> Result<()> {
 
 fn expect(status: u16, found: u16, body: &[u8]) -> Result<()> {
     if status != found {
-        bail!("status {found} where {status} was expected: {}", String::from_utf8_lossy(body));
+        bail!(
+            "status {found} where {status} was expected: {}",
+            String::from_utf8_lossy(body)
+        );
     }
     Ok(())
 }

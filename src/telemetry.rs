@@ -59,7 +59,9 @@ where
         Format::Json => fmt.fmt_fields(JsonFields::new()).event_format(FlatJson).boxed(),
         Format::Text => fmt.with_target(false).with_ansi(false).boxed(),
     };
-    boxed.with_filter(tracing_subscriber::filter::FilterExt::and(filter, cap()))
+    // Filters of the whole stack, not of one layer: a per-layer filter remembers its last "no" for the next line, and
+    // libraries that only ask whether they would be heard (sqlx does, for each notice of the server) swallow that line.
+    cap().and_then(filter).and_then(boxed)
 }
 
 /// Sends all log lines of the process to standard error.
@@ -345,6 +347,18 @@ mod tests {
             created_at: 0,
             finished_at: None,
         }
+    }
+
+    /// As sqlx does for every notice of the server: it asks whether anybody listens, hears no, and says nothing.
+    #[test]
+    fn a_question_of_a_library_does_not_swallow_the_next_line() {
+        use tracing::log::{Level, log_enabled};
+        let lines = capture_all();
+        for n in 0..3 {
+            assert!(!log_enabled!(target: "sqlx::postgres::notice", Level::Info));
+            tracing::info!(n, "the line after the question");
+        }
+        assert_eq!(lines.containing("the line after the question").len(), 3);
     }
 
     #[test]

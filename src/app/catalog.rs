@@ -36,7 +36,11 @@ pub fn sources(settings: &config::Catalog) -> anyhow::Result<Sources> {
 }
 
 fn merged(settings: &config::Catalog, own: Sources) -> Sources {
-    let mut all = if settings.builtin { catalog_dir::embedded() } else { Sources::new() };
+    let mut all = if settings.builtin {
+        catalog_dir::embedded()
+    } else {
+        Sources::new()
+    };
     all.extend(own);
     all
 }
@@ -54,7 +58,8 @@ pub fn load(
     settings: &config::Catalog,
     mechanisms: &BTreeMap<String, Arc<dyn CredentialMechanism>>,
 ) -> anyhow::Result<Catalog> {
-    check(&sources(settings)?, mechanisms).map_err(|problems| anyhow!("the catalog cannot be used:\n{}", listed(&problems)))
+    check(&sources(settings)?, mechanisms)
+        .map_err(|problems| anyhow!("the catalog cannot be used:\n{}", listed(&problems)))
 }
 
 /// One problem a line.
@@ -92,7 +97,10 @@ pub(super) async fn watch(settings: config::Catalog, engine: Arc<Engine>, stop: 
             Err(error) => {
                 let why = error.to_string();
                 if complained.as_ref() != Some(&why) {
-                    error!(error = why, "the catalog's files cannot be read; the old catalog stays in use");
+                    error!(
+                        error = why,
+                        "the catalog's files cannot be read; the old catalog stays in use"
+                    );
                     complained = Some(why);
                 }
             }

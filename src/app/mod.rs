@@ -79,7 +79,9 @@ pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
         group_commit: config.store.sqlite_group_commit,
         ..StoreOptions::new(url)
     };
-    let store = Store::open(&options).await.context("the database cannot be opened")?;
+    let store = Store::open(&options)
+        .await
+        .context("the database cannot be opened")?;
     store
         .migrate()
         .await
@@ -129,7 +131,8 @@ pub fn seal_keys(config: &Config) -> anyhow::Result<Keys> {
         .iter()
         .map(|key| (key.label.clone(), key.file.clone()))
         .collect();
-    Keys::load(config.secrets.primary_label(), &files).map_err(|errors| anyhow!("secrets: {}", errors.join("; ")))
+    Keys::load(config.secrets.primary_label(), &files)
+        .map_err(|errors| anyhow!("secrets: {}", errors.join("; ")))
 }
 
 /// Puts the process together, up to a loaded catalog.
@@ -137,7 +140,10 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     let store = open_store(config).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let local = Arc::new(local_provisioner(config)?);
-    let sealed = Arc::new(SealedStore::new(seal_keys(config)?, SqlRows::new(store.clone(), clock.clone())));
+    let sealed = Arc::new(SealedStore::new(
+        seal_keys(config)?,
+        SqlRows::new(store.clone(), clock.clone()),
+    ));
     let ports = Ports {
         provisioner: local.clone(),
         mechanisms: mechanisms(&clock),
@@ -148,7 +154,11 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     let engine = Engine::new(store, ports, engine_settings(config, role));
     let loaded = catalog::load(&config.catalog, &engine.ports().mechanisms)?;
     engine.set_catalog(loaded).await?;
-    Ok(Assembled { engine, local, sealed })
+    Ok(Assembled {
+        engine,
+        local,
+        sealed,
+    })
 }
 
 fn engine_settings(config: &Config, role: Role) -> Settings {

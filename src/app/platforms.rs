@@ -76,11 +76,17 @@ pub(super) fn watched(config: &Config, stop: CancellationToken) -> anyhow::Resul
                         complained = false;
                         info!("the platforms' log-ins were read again");
                     }
-                    Err(errors) => warn!(error = errors.join("; "), "the changed log-ins cannot be used; the old ones stay"),
+                    Err(errors) => warn!(
+                        error = errors.join("; "),
+                        "the changed log-ins cannot be used; the old ones stay"
+                    ),
                 },
                 Err(error) if !complained => {
                     complained = true;
-                    warn!(error = format!("{error:#}"), "the platforms' log-ins cannot be read; the old ones stay");
+                    warn!(
+                        error = format!("{error:#}"),
+                        "the platforms' log-ins cannot be read; the old ones stay"
+                    );
                 }
                 Err(_) => {}
             }

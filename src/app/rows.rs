@@ -27,10 +27,13 @@ fn unavailable(fail: Fail) -> PortError {
 impl Rows for SqlRows {
     async fn insert_absent(&self, name: &str, sealed: &str) -> PortResult<String> {
         let now = self.clock.now();
-        self.store.secret_insert(name, sealed, now).await.map_err(|fail| match fail {
-            Fail::Refused(error) => PortError::new(PortErrorKind::Gone, error.description),
-            fail => unavailable(fail),
-        })
+        self.store
+            .secret_insert(name, sealed, now)
+            .await
+            .map_err(|fail| match fail {
+                Fail::Refused(error) => PortError::new(PortErrorKind::Gone, error.description),
+                fail @ Fail::Db(_) => unavailable(fail),
+            })
     }
 
     async fn get(&self, name: &str) -> PortResult<Option<String>> {
@@ -46,11 +49,17 @@ impl Rows for SqlRows {
     }
 
     async fn page(&self, after: &str, limit: u32) -> PortResult<Vec<(String, String)>> {
-        self.store.secret_page(after, i64::from(limit)).await.map_err(unavailable)
+        self.store
+            .secret_page(after, i64::from(limit))
+            .await
+            .map_err(unavailable)
     }
 
     async fn replace(&self, name: &str, old: &str, new: &str) -> PortResult<bool> {
         let now = self.clock.now();
-        self.store.secret_replace(name, old, new, now).await.map_err(unavailable)
+        self.store
+            .secret_replace(name, old, new, now)
+            .await
+            .map_err(unavailable)
     }
 }

@@ -26,7 +26,11 @@ const SELDOM: Duration = Duration::from_mins(1);
 /// Runs the broker until SIGTERM or SIGINT, or until it cannot go on.
 ///
 /// `announce` is told the address the API listens on once it does (none for a worker).
-pub async fn serve(config: Config, role: Role, announce: impl FnOnce(Option<SocketAddr>)) -> anyhow::Result<()> {
+pub async fn serve(
+    config: Config,
+    role: Role,
+    announce: impl FnOnce(Option<SocketAddr>),
+) -> anyhow::Result<()> {
     install_tls_provider();
     // Whatever this process and the servers it starts write is for their own user only.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
@@ -47,7 +51,10 @@ pub async fn serve(config: Config, role: Role, announce: impl FnOnce(Option<Sock
         listeners.push(handle);
     }
     // A worker has no API to hang its probes on: it uses the main address when no other is given.
-    let admin = config.http.admin_listen.or((!role.serves()).then_some(config.http.listen));
+    let admin = config
+        .http
+        .admin_listen
+        .or((!role.serves()).then_some(config.http.listen));
     if let Some(admin) = admin {
         listeners.push(listen_admin(admin, &state, &mut tasks)?);
     }
@@ -57,7 +64,11 @@ pub async fn serve(config: Config, role: Role, announce: impl FnOnce(Option<Sock
         work.spawn(Runner::new(engine.clone()).run(stop.clone(), drain));
         work.spawn(Sweeper::new(engine.clone()).run(stop.clone(), OFTEN, SELDOM));
     }
-    work.spawn(catalog::watch(config.catalog.clone(), engine.clone(), stop.clone()));
+    work.spawn(catalog::watch(
+        config.catalog.clone(),
+        engine.clone(),
+        stop.clone(),
+    ));
     work.spawn(gauges(engine.clone(), stop.clone()));
     announce(address);
 
@@ -76,7 +87,10 @@ pub async fn serve(config: Config, role: Role, announce: impl FnOnce(Option<Sock
         futures::future::join_all(closing).await;
         while work.join_next().await.is_some() {}
     };
-    if tokio::time::timeout(drain + Duration::from_secs(5), finish).await.is_err() {
+    if tokio::time::timeout(drain + Duration::from_secs(5), finish)
+        .await
+        .is_err()
+    {
         error!("not everything ended in time; leases run out by themselves");
     }
     engine.store().close().await;
@@ -107,7 +121,11 @@ fn http_settings(config: &Config) -> http::Settings {
 
 type Servers = JoinSet<std::io::Result<()>>;
 
-fn listen_main(config: &Config, state: &Arc<http::State>, tasks: &mut Servers) -> anyhow::Result<(SocketAddr, ServerHandle)> {
+fn listen_main(
+    config: &Config,
+    state: &Arc<http::State>,
+    tasks: &mut Servers,
+) -> anyhow::Result<(SocketAddr, ServerHandle)> {
     let shared = state.clone();
     let mut server = HttpServer::new(move || App::new().configure(|c| http::configure(c, shared.clone())));
     if config.http.workers > 0 {
@@ -135,7 +153,11 @@ fn listen_main(config: &Config, state: &Arc<http::State>, tasks: &mut Servers) -
     Ok((bound, handle))
 }
 
-fn listen_admin(listen: SocketAddr, state: &Arc<http::State>, tasks: &mut Servers) -> anyhow::Result<ServerHandle> {
+fn listen_admin(
+    listen: SocketAddr,
+    state: &Arc<http::State>,
+    tasks: &mut Servers,
+) -> anyhow::Result<ServerHandle> {
     let shared = state.clone();
     let server = HttpServer::new(move || App::new().configure(|c| http::configure_admin(c, shared.clone())))
         .workers(1)

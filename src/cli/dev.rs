@@ -124,7 +124,11 @@ fn welcome(address: SocketAddr, data_dir: &Path, password: Option<&Hidden>) {
     println!(
         "chandler {} is ready on http://{address}\n\n  user      dev\n  password  {shown}{}\n\n  catalog   curl -s -u dev:PASSWORD -H 'X-Broker-API-Version: 2.17' http://{address}/v2/catalog\n  API       http://{address}/docs/\n  data      {}\n\nInstances keep running when the broker stops; `chandler dev stop` stops them too. Ctrl-C stops the broker.",
         env!("CARGO_PKG_VERSION"),
-        if password.is_some() { format!("   (kept in {})", stored.display()) } else { String::new() },
+        if password.is_some() {
+            format!("   (kept in {})", stored.display())
+        } else {
+            String::new()
+        },
         data_dir.display(),
     );
 }
@@ -133,7 +137,8 @@ async fn stop(data_dir: &Path) -> anyhow::Result<()> {
     if !data_dir.is_dir() {
         bail!("There is no data directory {}.", data_dir.display());
     }
-    let _alone = lock(data_dir).context("A broker that runs would start its instances again; stop it first")?;
+    let _alone =
+        lock(data_dir).context("A broker that runs would start its instances again; stop it first")?;
     let (config, _) = config(data_dir, 0, Vec::new(), None)?;
     let stopped = app::local_provisioner(&config)?
         .stop_all()

@@ -192,7 +192,11 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Config(ConfigCommand::Check { config }) => {
             let loaded = config::load(Some(&config), config::environment());
             print!("{}", loaded.check_report());
-            if loaded.problems.is_empty() { Ok(()) } else { exit(1) }
+            if loaded.problems.is_empty() {
+                Ok(())
+            } else {
+                exit(1)
+            }
         }
         Command::Config(ConfigCommand::Show { config }) => {
             print!("{}", config::load(Some(&config), config::environment()).show());
@@ -208,7 +212,10 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Secrets(SecretsCommand::Rekey(place)) => operators::rekey(&place.config()?).await,
         Command::Secrets(SecretsCommand::NewKey { file }) => {
             crate::adapters::sealed::Keys::create_file(&file).map_err(|why| anyhow!(why))?;
-            println!("{} holds a new key. Keep a copy where the database's backups are not.", file.display());
+            println!(
+                "{} holds a new key. Keep a copy where the database's backups are not.",
+                file.display()
+            );
             Ok(())
         }
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
@@ -247,11 +254,18 @@ fn catalog_check(dirs: &[PathBuf]) -> anyhow::Result<()> {
     match app::catalog::check(&sources, &app::mechanisms(&clock)) {
         Ok(catalog) => {
             let plans: usize = catalog.offerings.iter().map(|o| o.plans.len()).sum();
-            println!("The catalog is in order: {} offerings, {plans} plans.", catalog.offerings.len());
+            println!(
+                "The catalog is in order: {} offerings, {plans} plans.",
+                catalog.offerings.len()
+            );
             Ok(())
         }
         Err(problems) => {
-            println!("{}\n{} problem(s).", app::catalog::listed(&problems), problems.len());
+            println!(
+                "{}\n{} problem(s).",
+                app::catalog::listed(&problems),
+                problems.len()
+            );
             exit(1)
         }
     }

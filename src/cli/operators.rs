@@ -79,12 +79,21 @@ pub(super) async fn operations(command: OperationsCommand) -> anyhow::Result<()>
                 .operations_list(state, i64::from(most))
                 .await
                 .map_err(|e| anyhow!("{e}"))?;
-            println!("{:<26}  {:<11}  {:<10}  {:<14}  {:<26}  {:<20}  WHAT", "OPERATION", "KIND", "STATE", "OFFERING", "INSTANCE", "ACCEPTED");
+            println!(
+                "{:<26}  {:<11}  {:<10}  {:<14}  {:<26}  {:<20}  WHAT",
+                "OPERATION", "KIND", "STATE", "OFFERING", "INSTANCE", "ACCEPTED"
+            );
             for row in rows {
                 let o = row.operation;
                 println!(
                     "{:<26}  {:<11}  {:<10}  {:<14}  {:<26}  {:<20}  {}",
-                    o.id, o.kind.as_str(), o.state.as_str(), o.offering, o.iid, at(o.created_at), o.description
+                    o.id,
+                    o.kind.as_str(),
+                    o.state.as_str(),
+                    o.offering,
+                    o.iid,
+                    at(o.created_at),
+                    o.description
                 );
             }
             Ok(())
@@ -96,7 +105,13 @@ pub(super) async fn operations(command: OperationsCommand) -> anyhow::Result<()>
             };
             print!("{}", shown(&row.operation, row.owner.as_deref()));
             for event in events {
-                println!("  {}  {:<9}  {:<10}  {}", at(event.at), event.step, event.outcome, event.message);
+                println!(
+                    "  {}  {:<9}  {:<10}  {}",
+                    at(event.at),
+                    event.step,
+                    event.outcome,
+                    event.message
+                );
             }
             Ok(())
         }
@@ -109,7 +124,11 @@ pub(super) async fn operations(command: OperationsCommand) -> anyhow::Result<()>
             let store = app::open_store(&place.config()?).await?;
             let why = format!("{CANCELLED}.");
             let done = store.operation_cancel(&id, &why, SystemClock.now()).await;
-            told(done.map_err(|e| anyhow!("{e}"))?, &id, "ends as failed at its next step")
+            told(
+                done.map_err(|e| anyhow!("{e}"))?,
+                &id,
+                "ends as failed at its next step",
+            )
         }
     }
 }
@@ -133,7 +152,15 @@ fn shown(o: &Operation, owner: Option<&str>) -> String {
     }
     let _ = writeln!(text, "state      {}: {}", o.state.as_str(), o.description);
     if o.state == OperationState::Open {
-        let _ = writeln!(text, "step       {} (attempt {}, tries {}), due {}, deadline {}", o.step, o.attempt, o.tries, at(o.due_at), at(o.deadline_at));
+        let _ = writeln!(
+            text,
+            "step       {} (attempt {}, tries {}), due {}, deadline {}",
+            o.step,
+            o.attempt,
+            o.tries,
+            at(o.due_at),
+            at(o.deadline_at)
+        );
     }
     if let Some(owner) = owner {
         let _ = writeln!(text, "worker     {owner}");
@@ -168,7 +195,10 @@ pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
     let store = app::open_store(&config).await?;
     let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
     let catalog = app::catalog::load(&config.catalog, &app::mechanisms(&clock)).unwrap_or_default();
-    println!("{:<26}  {:<18}  {:<22}  {:<12}  {:<8}  PLATFORM'S ID", "INSTANCE", "STATE", "SERVICE", "PLATFORM", "BINDINGS");
+    println!(
+        "{:<26}  {:<18}  {:<22}  {:<12}  {:<8}  PLATFORM'S ID",
+        "INSTANCE", "STATE", "SERVICE", "PLATFORM", "BINDINGS"
+    );
     let mut after = String::new();
     loop {
         let page = store
@@ -178,11 +208,22 @@ pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
         let Some(last) = page.last() else { return Ok(()) };
         after.clone_from(&last.iid);
         for i in page.iter().filter(|i| all || i.state != InstanceState::Gone) {
-            let bindings = store.instance(&i.iid).await.map_err(|e| anyhow!("{e}"))?.map_or(0, |n| n.bindings);
+            let bindings = store
+                .instance(&i.iid)
+                .await
+                .map_err(|e| anyhow!("{e}"))?
+                .map_or(0, |n| n.bindings);
             let service = catalog
                 .plan(&i.attributes.service_id, &i.attributes.plan_id)
-                .map_or_else(|| i.attributes.plan_id.clone(), |(o, p)| format!("{}/{}", o.name, p.name));
-            let usable = if i.usable || i.state != InstanceState::Ready { "" } else { " (unusable)" };
+                .map_or_else(
+                    || i.attributes.plan_id.clone(),
+                    |(o, p)| format!("{}/{}", o.name, p.name),
+                );
+            let usable = if i.usable || i.state != InstanceState::Ready {
+                ""
+            } else {
+                " (unusable)"
+            };
             println!(
                 "{:<26}  {:<18}  {:<22}  {:<12}  {:<8}  {}",
                 i.iid,
@@ -235,7 +276,10 @@ pub(super) async fn rekey(config: &Config) -> anyhow::Result<()> {
         .rekey()
         .await
         .map_err(|e| anyhow!("{} ({})", e.message, e.detail))?;
-    println!("{} sealed anew, {} were sealed with the primary key already.", done.resealed, done.current);
+    println!(
+        "{} sealed anew, {} were sealed with the primary key already.",
+        done.resealed, done.current
+    );
     for (name, why) in &done.failed {
         println!("could not: {name}: {why}");
     }
@@ -271,18 +315,34 @@ fn report(config: &Config) -> anyhow::Result<()> {
     for (offering, row) in catalog.offerings.iter().zip(local.doctor(&catalog.offerings)) {
         let mechanism = offering.binding.as_ref().map_or("", |b| b.mechanism.as_str());
         let bindable = mechanism.is_empty() || mechanisms.contains_key(mechanism);
-        let small = offering.plans.iter().any(|p| p.runs_on.iter().any(|r| r == "local"));
-        let word = if row.available && bindable && small { "yes" } else { "no" };
+        let small = offering
+            .plans
+            .iter()
+            .any(|p| p.runs_on.iter().any(|r| r == "local"));
+        let word = if row.available && bindable && small {
+            "yes"
+        } else {
+            "no"
+        };
         println!("  {:<12}  {word}", row.offering);
         for binary in &row.binaries {
-            let found = binary.path.as_ref().map_or_else(|| "not found".to_owned(), |p| p.display().to_string());
-            println!("      {:<12}  {found}  {}", binary.name, binary.version.as_deref().unwrap_or_default());
+            let found = binary
+                .path
+                .as_ref()
+                .map_or_else(|| "not found".to_owned(), |p| p.display().to_string());
+            println!(
+                "      {:<12}  {found}  {}",
+                binary.name,
+                binary.version.as_deref().unwrap_or_default()
+            );
         }
         if !row.advice.is_empty() {
             println!("      {}", row.advice);
         }
         if !bindable {
-            println!("      Its credential mechanism \"{mechanism}\" is not part of this version, so it is not offered.");
+            println!(
+                "      Its credential mechanism \"{mechanism}\" is not part of this version, so it is not offered."
+            );
         }
         if !small {
             println!("      None of its plans runs as a local process.");
@@ -304,7 +364,11 @@ pub(super) fn catalog_table(catalog: &Catalog) -> String {
                 offering.name,
                 plan.name,
                 plan.runs_on.join(", "),
-                if plan.updates_to.is_empty() { "–".to_owned() } else { plan.updates_to.join(", ") },
+                if plan.updates_to.is_empty() {
+                    "–".to_owned()
+                } else {
+                    plan.updates_to.join(", ")
+                },
                 if plan.free { "yes" } else { "no" },
                 plan.maintenance_version.as_deref().unwrap_or("–"),
                 plan.description.replace('|', "\\|")

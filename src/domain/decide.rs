@@ -120,10 +120,13 @@ pub fn provision(
         let same = now.instance.attributes == *asked;
         match (now.instance.state, &now.open) {
             (InstanceState::Provisioning, Some(open)) if same => {
-                return flagged(request.accepts_incomplete).map(|()| ProvisionDecision::Running(open.id.clone()));
+                return flagged(request.accepts_incomplete)
+                    .map(|()| ProvisionDecision::Running(open.id.clone()));
             }
             (InstanceState::Ready, _) if same => return Ok(ProvisionDecision::Exists),
-            (InstanceState::Provisioning | InstanceState::Ready | InstanceState::ProvisionFailed, _) if !same => {
+            (InstanceState::Provisioning | InstanceState::Ready | InstanceState::ProvisionFailed, _)
+                if !same =>
+            {
                 return Err(Error::conflict(format!(
                     "A service instance with this id exists with other attributes ({}). Use another id, or delete that instance first.",
                     differing(&now.instance.attributes, asked)
@@ -160,7 +163,9 @@ pub fn update(
         .filter(|now| now.instance.state != InstanceState::Gone)
         .ok_or_else(unknown_instance)?;
     let current = &now.instance.attributes;
-    let offering = catalog.offering(&request.service_id).ok_or_else(|| unknown_service(&request.service_id))?;
+    let offering = catalog
+        .offering(&request.service_id)
+        .ok_or_else(|| unknown_service(&request.service_id))?;
     if request.service_id != current.service_id {
         return Err(Error::bad_request(
             "service_id: this instance belongs to another offering; send the service_id it was created with.",
@@ -184,7 +189,10 @@ pub fn update(
         || asked_version.is_some_and(|v| now.instance.maintenance_version.as_ref() != Some(v));
 
     // 7
-    if let Some(open) = now.open.as_ref().filter(|open| open.kind == OperationKind::Update)
+    if let Some(open) = now
+        .open
+        .as_ref()
+        .filter(|open| open.kind == OperationKind::Update)
         && let Some(running) = &open.target
         && changes
         && running.attributes == target.attributes
@@ -202,7 +210,10 @@ pub fn update(
     // 10
     params::check(&plan.schemas.update, &request.parameters).map_err(Error::bad_request)?;
     params::check(&plan.schemas.create, &target.attributes.parameters).map_err(|why| {
-        Error::bad_request(format!("With this update the instance's parameters would not fit the plan {}: {why}", plan.name))
+        Error::bad_request(format!(
+            "With this update the instance's parameters would not fit the plan {}: {why}",
+            plan.name
+        ))
     })?;
     // 11
     if now.open.is_some() || now.open_on_bindings > 0 {
@@ -223,7 +234,10 @@ pub fn update(
         _ => return Err(Error::concurrency()),
     }
     if changes {
-        Ok(UpdateDecision::Start((offering.clone(), plan.clone()), Box::new(target)))
+        Ok(UpdateDecision::Start(
+            (offering.clone(), plan.clone()),
+            Box::new(target),
+        ))
     } else {
         Ok(UpdateDecision::Nothing)
     }
@@ -367,7 +381,9 @@ pub fn bind(
     if let Some(there) = alive {
         let same = there.binding.requested == *asked;
         match (there.binding.state, &there.open) {
-            (BindingState::Ready, None) if same && !there.binding.is_expired(now) => return Ok(BindDecision::Exists),
+            (BindingState::Ready, None) if same && !there.binding.is_expired(now) => {
+                return Ok(BindDecision::Exists);
+            }
             (BindingState::Creating, Some(open)) if same => {
                 return flagged(request.accepts_incomplete).map(|()| BindDecision::Running(open.id.clone()));
             }
@@ -388,7 +404,11 @@ pub fn bind(
         }
     }
     if service_id != own.service_id || plan_id != own.plan_id {
-        let field = if service_id == own.service_id { "plan_id" } else { "service_id" };
+        let field = if service_id == own.service_id {
+            "plan_id"
+        } else {
+            "service_id"
+        };
         return Err(Error::bad_request(format!(
             "{field}: not the instance's own. Send the service_id and plan_id the instance has now."
         )));
@@ -410,10 +430,18 @@ pub fn bind(
     }
     // 10
     params::check(&plan.schemas.bind, &attributes.parameters).map_err(Error::bad_request)?;
-    if let (Some(template), Some(role)) = (&offering.binding, attributes.parameters.get("role").and_then(serde_json::Value::as_str))
-        && !template.roles.iter().any(|r| r == role)
+    if let (Some(template), Some(role)) = (
+        &offering.binding,
+        attributes
+            .parameters
+            .get("role")
+            .and_then(serde_json::Value::as_str),
+    ) && !template.roles.iter().any(|r| r == role)
     {
-        return Err(Error::bad_request(format!("parameters.role: choose one of {}.", template.roles.join(", "))));
+        return Err(Error::bad_request(format!(
+            "parameters.role: choose one of {}.",
+            template.roles.join(", ")
+        )));
     }
     // 11
     if on.open.is_some() {
@@ -455,7 +483,9 @@ fn inherit(
         BindingState::Ready | BindingState::Expired => {
             return refuse("that binding has expired; make a new binding without it.");
         }
-        _ => return refuse("that binding is being deleted or was never made; make a new binding without it."),
+        _ => {
+            return refuse("that binding is being deleted or was never made; make a new binding without it.");
+        }
     }
     let mut attributes = asked.clone();
     let old = &before.binding.attributes;
@@ -493,24 +523,32 @@ pub fn unbind(
 ) -> Result<UnbindDecision, Error> {
     let alive = found.filter(|b| b.binding.state != BindingState::Gone);
     let (Some(there), Some(on)) = (alive, instance) else {
-        return Err(Error::gone("There is no service binding with this id (any more)."));
+        return Err(Error::gone(
+            "There is no service binding with this id (any more).",
+        ));
     };
     // N-03 loses to N-04.
     let service_id = required(request.service_id.as_deref(), "service_id")?;
     let plan_id = required(request.plan_id.as_deref(), "plan_id")?;
     let own = &there.binding.attributes;
     if service_id != own.service_id {
-        return Err(Error::bad_request("service_id: not the one this binding was made with."));
+        return Err(Error::bad_request(
+            "service_id: not the one this binding was made with.",
+        ));
     }
     let of_offering = catalog
         .offering(service_id)
         .is_none_or(|o| o.plans.iter().any(|p| p.id == plan_id));
     if plan_id != own.plan_id && plan_id != on.instance.attributes.plan_id && !of_offering {
-        return Err(Error::bad_request("plan_id: not a plan of this binding's offering."));
+        return Err(Error::bad_request(
+            "plan_id: not a plan of this binding's offering.",
+        ));
     }
     if let Some(open) = &there.open {
         return match open.kind {
-            OperationKind::Unbind if request.accepts_incomplete => Ok(UnbindDecision::Running(open.id.clone())),
+            OperationKind::Unbind if request.accepts_incomplete => {
+                Ok(UnbindDecision::Running(open.id.clone()))
+            }
             OperationKind::Unbind => Err(Error::async_required()),
             // N-07 for a bind; a revocation of our own does the same work, so it is taken over.
             _ => Ok(UnbindDecision::Start {
@@ -560,9 +598,11 @@ fn flagged(accepts_incomplete: bool) -> Result<(), Error> {
 }
 
 fn required<'a>(value: Option<&'a str>, name: &str) -> Result<&'a str, Error> {
-    value
-        .filter(|v| !v.is_empty())
-        .ok_or_else(|| Error::bad_request(format!("{name}: this query parameter is required and must not be empty.")))
+    value.filter(|v| !v.is_empty()).ok_or_else(|| {
+        Error::bad_request(format!(
+            "{name}: this query parameter is required and must not be empty."
+        ))
+    })
 }
 
 fn unknown_instance() -> Error {
@@ -578,7 +618,10 @@ fn differing(have: &InstanceAttributes, asked: &InstanceAttributes) -> String {
     for (name, differs) in [
         ("service_id", have.service_id != asked.service_id),
         ("plan_id", have.plan_id != asked.plan_id),
-        ("organization_guid", have.organization_guid != asked.organization_guid),
+        (
+            "organization_guid",
+            have.organization_guid != asked.organization_guid,
+        ),
         ("space_guid", have.space_guid != asked.space_guid),
         ("parameters", have.parameters != asked.parameters),
     ] {

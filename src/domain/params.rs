@@ -177,6 +177,8 @@ fn echo(value: &Value) -> String {
         Value::Array(_) => "the list".into(),
         Value::Object(_) => "the object".into(),
         Value::String(text) if text.chars().count() > MAX_ECHO => "the text".into(),
+        // Not as JSON, which leaves characters alone that terminals obey.
+        Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
     }
 }

@@ -9,9 +9,9 @@ use super::Engine;
 use super::instance_steps::{revoked, target, unrenderable};
 use super::runner::{Next, OnFailure, Step, ended_badly, following, succeeded};
 use crate::domain::binding::{Binding, BindingState};
+use crate::domain::manifest::{self, BindingFacts};
 use crate::domain::operation::OperationKind;
 use crate::domain::params;
-use crate::domain::manifest::{self, BindingFacts};
 use crate::domain::request::BindingView;
 use crate::domain::secret::Secret;
 use crate::ports::{Grant, NewUser, PortError, Target, secret_name};
@@ -26,7 +26,9 @@ pub(super) const UNBIND: &[&str] = &["revoke", "forget"];
 
 pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     let Some(binding) = &claimed.binding else {
-        return Err(PortError::invalid("The binding's row is missing; the operator has to look."));
+        return Err(PortError::invalid(
+            "The binding's row is missing; the operator has to look.",
+        ));
     };
     match claimed.operation.step.as_str() {
         "revoke" => revoke(engine, claimed, binding).await,
@@ -39,7 +41,9 @@ pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> Result<Step, Por
             let (mechanism, target) = needed(engine, claimed).await?;
             let name = secret_name::binding(&binding.iid, &binding.bid);
             let Some(stored) = engine.ports.secrets.get(&name).await? else {
-                return Err(PortError::invalid("The binding's credentials are missing; bind again."));
+                return Err(PortError::invalid(
+                    "The binding's credentials are missing; bind again.",
+                ));
             };
             let grant = grant(engine, binding, &stored_role(&stored));
             let user = NewUser {
@@ -93,8 +97,11 @@ async fn material(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Resu
         None => {
             let served = engine.served();
             let attributes = &binding.attributes;
-            let Some((offering, plan)) = served.catalog.plan(&attributes.service_id, &attributes.plan_id) else {
-                return Err(PortError::invalid("The plan of this instance is no longer in the catalog."));
+            let Some((offering, plan)) = served.catalog.plan(&attributes.service_id, &attributes.plan_id)
+            else {
+                return Err(PortError::invalid(
+                    "The plan of this instance is no longer in the catalog.",
+                ));
             };
             let Some(template) = &offering.binding else {
                 return Err(PortError::invalid("This offering is not bindable."));
@@ -120,7 +127,8 @@ async fn material(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Resu
                 settings: &target.settings,
                 user: &user.secret,
             });
-            let (credentials, endpoints) = manifest::binding_credentials(template, &scope).map_err(unrenderable)?;
+            let (credentials, endpoints) =
+                manifest::binding_credentials(template, &scope).map_err(unrenderable)?;
             let mut made = Secret::default();
             made.insert("handle", json!(user.handle));
             made.insert("role", json!(role));
@@ -147,7 +155,10 @@ async fn revoke(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Result
     let list = target.revoked.clone();
     mechanism.revoke(&target, &binding.handle).await?;
     if mechanism.states_whole_list() && revoked(engine, &claimed.instance.iid).await? != list {
-        return Ok(Step::Again(Duration::from_millis(1), "Revoking together with other bindings.".into()));
+        return Ok(Step::Again(
+            Duration::from_millis(1),
+            "Revoking together with other bindings.".into(),
+        ));
     }
     Ok(Step::Done(Progress::default()))
 }
@@ -224,7 +235,11 @@ pub(super) fn on_failure(engine: &Engine, claimed: &Claimed, why: &str) -> OnFai
                 .binding
                 .as_ref()
                 .is_some_and(|b| b.state == BindingState::Failed);
-            let state = if was_failed { BindingState::Failed } else { BindingState::DeleteFailed };
+            let state = if was_failed {
+                BindingState::Failed
+            } else {
+                BindingState::DeleteFailed
+            };
             failed(
                 format!("{why} The credentials may still work; the broker goes on trying to revoke them."),
                 state,

@@ -26,12 +26,18 @@ enum Written {
 }
 
 fn patience(plan: Option<&Plan>) -> Millis {
-    plan.map_or(PATIENCE, |p| (1000 * i64::from(p.maximum_polling_duration)).min(PATIENCE))
+    plan.map_or(PATIENCE, |p| {
+        (1000 * i64::from(p.maximum_polling_duration)).min(PATIENCE)
+    })
 }
 
 impl Engine {
     /// PUT binding (osb-rules §10).
-    pub async fn bind(self: &Arc<Self>, caller: &Caller, request: Bind) -> Result<Outcome<BindingView>, Error> {
+    pub async fn bind(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Bind,
+    ) -> Result<Outcome<BindingView>, Error> {
         let served = self.served();
         let now = self.now();
         let iid = names::iid(&caller.platform, &request.instance_id);
@@ -59,8 +65,14 @@ impl Engine {
                         Some(bid) => tx.binding_now(bid).await?,
                         None => None,
                     };
-                    let decision =
-                        decide::bind(&served.catalog, &request, instance.as_ref(), found.as_ref(), before.as_ref(), now)?;
+                    let decision = decide::bind(
+                        &served.catalog,
+                        &request,
+                        instance.as_ref(),
+                        found.as_ref(),
+                        before.as_ref(),
+                        now,
+                    )?;
                     let ((offering, plan), attributes) = match decision {
                         BindDecision::Exists => return Ok(Written::Still),
                         BindDecision::Running(id) => return Ok(Written::Working(id)),
@@ -144,13 +156,18 @@ impl Engine {
                 Box::pin(async move {
                     let instance = tx.instance_now(&iid).await?;
                     let found = tx.binding_now(&bid).await?;
-                    let supersede = match decide::unbind(&served.catalog, &request, instance.as_ref(), found.as_ref())? {
-                        UnbindDecision::Running(id) => return Ok((id, None)),
-                        UnbindDecision::Start { supersede } => supersede,
-                    };
+                    let supersede =
+                        match decide::unbind(&served.catalog, &request, instance.as_ref(), found.as_ref())? {
+                            UnbindDecision::Running(id) => return Ok((id, None)),
+                            UnbindDecision::Start { supersede } => supersede,
+                        };
                     if let Some(id) = &supersede {
-                        tx.supersede(id, "Cancelled: the platform asked for the binding to be deleted.", now)
-                            .await?;
+                        tx.supersede(
+                            id,
+                            "Cancelled: the platform asked for the binding to be deleted.",
+                            now,
+                        )
+                        .await?;
                     }
                     let attributes = found.map(|now| now.binding.attributes).unwrap_or_default();
                     let offering = served.catalog.offering(&attributes.service_id);

@@ -70,7 +70,11 @@ pub(super) struct Here<'a> {
 }
 
 impl<'a> Here<'a> {
-    pub(super) fn of(engine: &Engine, instance: &'a Instance, attributes: &InstanceAttributes) -> Result<Self, PortError> {
+    pub(super) fn of(
+        engine: &Engine,
+        instance: &'a Instance,
+        attributes: &InstanceAttributes,
+    ) -> Result<Self, PortError> {
         let served = engine.served();
         let Some((offering, plan)) = served.catalog.plan(&attributes.service_id, &attributes.plan_id) else {
             return Err(PortError::invalid(
@@ -89,7 +93,14 @@ impl<'a> Here<'a> {
     /// The names expressions see, from what the instance and its placement are.
     fn scope(&self, place: &Map<String, Value>) -> Scope {
         let platform = &self.instance.platform;
-        manifest::instance_scope(&self.instance.iid, platform, &self.offering, &self.plan, &self.parameters, place)
+        manifest::instance_scope(
+            &self.instance.iid,
+            platform,
+            &self.offering,
+            &self.plan,
+            &self.parameters,
+            place,
+        )
     }
 
     fn place(&self) -> Map<String, Value> {
@@ -101,12 +112,22 @@ impl<'a> Here<'a> {
 
     pub(super) async fn desired(&self, engine: &Engine) -> Result<Desired, PortError> {
         let secrets = &engine.ports.secrets;
-        let admin = secrets.get(&secret_name::admin(&self.instance.iid)).await?.unwrap_or_default();
+        let admin = secrets
+            .get(&secret_name::admin(&self.instance.iid))
+            .await?
+            .unwrap_or_default();
         let generated = secrets
             .get(&secret_name::generated(&self.instance.iid))
             .await?
             .unwrap_or_default();
-        manifest::render(&self.offering, &self.plan, &self.scope(&self.place()), &admin, &generated).map_err(unrenderable)
+        manifest::render(
+            &self.offering,
+            &self.plan,
+            &self.scope(&self.place()),
+            &admin,
+            &generated,
+        )
+        .map_err(unrenderable)
     }
 }
 
@@ -125,7 +146,11 @@ pub(super) fn unrenderable(error: ExprError) -> PortError {
 
 /// Lets the provisioner choose, and fixes what bindings need to know even if the catalog changes later.
 async fn place(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
-    let place = engine.ports.provisioner.place(&here.reference, &here.offering).await?;
+    let place = engine
+        .ports
+        .provisioner
+        .place(&here.reference, &here.offering)
+        .await?;
     let mut facts = here.instance.facts.clone();
     if let Some(binding) = &here.offering.binding {
         let settings = manifest::settings(binding, &here.plan, &here.scope(&place)).map_err(unrenderable)?;
@@ -214,7 +239,12 @@ async fn forget(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     if let Removal::StillGoing(message) = engine.ports.provisioner.remove(&reference).await? {
         return Ok(Step::Again(soon(claimed), message));
     }
-    for name in engine.ports.secrets.list(&secret_name::all(&instance.iid)).await? {
+    for name in engine
+        .ports
+        .secrets
+        .list(&secret_name::all(&instance.iid))
+        .await?
+    {
         engine.ports.secrets.destroy(&name).await?;
     }
     Ok(Step::Done(Progress::default()))
@@ -227,13 +257,25 @@ fn mechanism(engine: &Engine, instance: &Instance) -> Result<Option<Chosen>, Por
     let Some(binding) = instance.facts.get("binding") else {
         return Ok(None);
     };
-    let word = binding.get("mechanism").and_then(Value::as_str).unwrap_or_default();
+    let word = binding
+        .get("mechanism")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let mechanism = engine.ports.mechanisms.get(word).ok_or_else(|| {
-        PortError::invalid(format!("This broker does not have the credential mechanism \"{word}\" any more."))
+        PortError::invalid(format!(
+            "This broker does not have the credential mechanism \"{word}\" any more."
+        ))
     })?;
     let settings = binding.get("settings").and_then(Value::as_object).cloned();
-    let endpoint = binding.get("endpoint").and_then(Value::as_str).unwrap_or_default();
-    Ok(Some((mechanism.clone(), settings.unwrap_or_default(), endpoint.to_owned())))
+    let endpoint = binding
+        .get("endpoint")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    Ok(Some((
+        mechanism.clone(),
+        settings.unwrap_or_default(),
+        endpoint.to_owned(),
+    )))
 }
 
 /// What a mechanism needs to work on an instance; none when its bindings need no users.
@@ -256,7 +298,9 @@ pub(super) async fn target(
         .get(&secret_name::admin(&instance.iid))
         .await?
         .ok_or_else(|| {
-            PortError::invalid("The administrator's credentials of this instance are missing; the operator has to look.")
+            PortError::invalid(
+                "The administrator's credentials of this instance are missing; the operator has to look.",
+            )
         })?;
     Ok(Some((
         mechanism,
@@ -273,11 +317,10 @@ pub(super) async fn target(
 
 /// Everybody whom this instance must not let in any more.
 pub(super) async fn revoked(engine: &Engine, iid: &str) -> Result<Vec<RevokedHandle>, PortError> {
-    let handles = engine
-        .store
-        .revoked_handles(iid)
-        .await
-        .map_err(|fail| PortError::transient("The broker's database cannot be read.").with_detail(fail))?;
+    let handles =
+        engine.store.revoked_handles(iid).await.map_err(|fail| {
+            PortError::transient("The broker's database cannot be read.").with_detail(fail)
+        })?;
     Ok(handles
         .into_iter()
         .map(|(handle, at)| RevokedHandle { handle, at })
@@ -304,13 +347,18 @@ pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
             // Went back to what it was: the update failed, the instance works.
             instance.state = InstanceState::Ready;
             instance.usable = true;
-            let mut finish = ended_badly(claimed, &format!("{why} The instance was put back to its previous state and works."));
+            let mut finish = ended_badly(
+                claimed,
+                &format!("{why} The instance was put back to its previous state and works."),
+            );
             finish.instance_usable = Some(true);
             finish
         }
         (OperationKind::Update, None, Some(target)) => {
             instance.attributes = target.attributes.clone();
-            instance.maintenance_version.clone_from(&target.maintenance_version);
+            instance
+                .maintenance_version
+                .clone_from(&target.maintenance_version);
             instance.state = InstanceState::Ready;
             instance.usable = true;
             succeeded(claimed, "Updated.")
@@ -340,8 +388,9 @@ pub(super) fn on_failure(engine: &Engine, claimed: &Claimed, why: &str, late: bo
             let first = operation.failing.as_deref().unwrap_or_default();
             instance.state = InstanceState::Ready;
             instance.usable = false;
-            finish.description =
-                format!("{first} Going back failed too: {why} The instance may not work; update it again or give it up.");
+            finish.description = format!(
+                "{first} Going back failed too: {why} The instance may not work; update it again or give it up."
+            );
             finish.instance_usable = Some(false);
             finish.update_repeatable = Some(true);
         }

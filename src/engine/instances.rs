@@ -23,7 +23,11 @@ enum Written {
 
 impl Engine {
     /// PUT instance (osb-rules §7).
-    pub async fn provision(self: &Arc<Self>, caller: &Caller, request: Provision) -> Result<Outcome<InstanceView>, Error> {
+    pub async fn provision(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Provision,
+    ) -> Result<Outcome<InstanceView>, Error> {
         let served = self.served();
         let now = self.now();
         let iid = names::iid(&caller.platform, &request.instance_id);
@@ -44,7 +48,9 @@ impl Engine {
                     (ProvisionDecision::Running(id), Some(now)) => {
                         return Ok(self.instance_outcome(Written::Working(Box::new(now.instance), id)));
                     }
-                    (_, Some(now)) => return Ok(self.instance_outcome(Written::Still(Box::new(now.instance)))),
+                    (_, Some(now)) => {
+                        return Ok(self.instance_outcome(Written::Still(Box::new(now.instance))));
+                    }
                     (_, None) => return Err(Error::internal("a decision against nothing found something")),
                 }
             }
@@ -67,7 +73,8 @@ impl Engine {
         let written = self
             .store
             .write(move |tx| {
-                let (row, operation, request, decide) = (row.clone(), operation.clone(), request.clone(), decide.clone());
+                let (row, operation, request, decide) =
+                    (row.clone(), operation.clone(), request.clone(), decide.clone());
                 Box::pin(async move {
                     let accepted = operation.id.clone();
                     if tx.insert_instance(&row).await? {
@@ -82,7 +89,9 @@ impl Engine {
                             tx.insert_operation(&operation).await?;
                             Ok(Written::Working(Box::new(row), accepted))
                         }
-                        (ProvisionDecision::Running(id), Some(now)) => Ok(Written::Working(Box::new(now.instance), id)),
+                        (ProvisionDecision::Running(id), Some(now)) => {
+                            Ok(Written::Working(Box::new(now.instance), id))
+                        }
                         (ProvisionDecision::Exists, Some(now)) => Ok(Written::Still(Box::new(now.instance))),
                         (_, None) => Err(Error::internal("an instance vanished inside a transaction").into()),
                     }
@@ -94,7 +103,11 @@ impl Engine {
     }
 
     /// PATCH instance (osb-rules §9).
-    pub async fn update(self: &Arc<Self>, caller: &Caller, request: Update) -> Result<Outcome<InstanceView>, Error> {
+    pub async fn update(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Update,
+    ) -> Result<Outcome<InstanceView>, Error> {
         let served = self.served();
         let now = self.now();
         let iid = names::iid(&caller.platform, &request.instance_id);
@@ -108,7 +121,12 @@ impl Engine {
                 let (operation_id, request_id) = (operation_id.clone(), request_id.clone());
                 Box::pin(async move {
                     let found = tx.instance_now(&iid).await?;
-                    let decision = decide::update(&served.catalog, &|o, p| served.offers(o, p), &request, found.as_ref())?;
+                    let decision = decide::update(
+                        &served.catalog,
+                        &|o, p| served.offers(o, p),
+                        &request,
+                        found.as_ref(),
+                    )?;
                     let mut instance = found
                         .ok_or_else(|| Error::internal("an update was decided on nothing"))?
                         .instance;
@@ -171,7 +189,11 @@ impl Engine {
     }
 
     /// DELETE instance (osb-rules §13).
-    pub async fn deprovision(self: &Arc<Self>, caller: &Caller, request: Delete) -> Result<Outcome<()>, Error> {
+    pub async fn deprovision(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Delete,
+    ) -> Result<Outcome<()>, Error> {
         let served = self.served();
         let now = self.now();
         let iid = names::iid(&caller.platform, &request.instance_id);
@@ -197,8 +219,12 @@ impl Engine {
                         .plan(&attributes.service_id, &attributes.plan_id)
                         .map_or(3600, |(_, plan)| plan.maximum_polling_duration);
                     if let Some(id) = &supersede {
-                        tx.supersede(id, "Cancelled: the platform asked for the instance to be deleted.", now)
-                            .await?;
+                        tx.supersede(
+                            id,
+                            "Cancelled: the platform asked for the instance to be deleted.",
+                            now,
+                        )
+                        .await?;
                     }
                     tx.set_instance_state(&iid, InstanceState::Deprovisioning, now)
                         .await?;

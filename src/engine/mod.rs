@@ -5,8 +5,8 @@
 //! operations and takes them step by step through the ports. Restart, crash, a second replica and
 //! normal running are one path: an open row whose lease has run out is simply claimed.
 
-mod bindings;
 mod binding_steps;
+mod bindings;
 mod instance_steps;
 mod instances;
 mod queries;
@@ -242,12 +242,17 @@ impl Engine {
     }
 
     /// Runs one operation at once and waits until it ended, or `limit` passed. `None` = still open.
-    async fn run_and_wait(self: &Arc<Self>, id: &str, limit: Duration) -> Result<Option<(OperationState, String)>, Error> {
+    async fn run_and_wait(
+        self: &Arc<Self>,
+        id: &str,
+        limit: Duration,
+    ) -> Result<Option<(OperationState, String)>, Error> {
         let signal = Arc::new(Notify::new());
         lock(&self.waiting).insert(id.to_owned(), signal.clone());
         if self.settings.runs_work {
             let (engine, id) = (self.clone(), id.to_owned());
-            self.runtime.spawn(async move { Runner::new(engine).run_one(&id).await });
+            self.runtime
+                .spawn(async move { Runner::new(engine).run_one(&id).await });
         }
         let end = tokio::time::sleep(limit);
         tokio::pin!(end);

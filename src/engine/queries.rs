@@ -23,9 +23,9 @@ impl Engine {
                 Err(Error::concurrency())
             }
             // G-02
-            Some(i) if i.state == InstanceState::Provisioning => {
-                Err(Error::not_found("This service instance is still being provisioned."))
-            }
+            Some(i) if i.state == InstanceState::Provisioning => Err(Error::not_found(
+                "This service instance is still being provisioned.",
+            )),
             Some(i) if i.state == InstanceState::ProvisionFailed => Err(Error::not_found(
                 "This service instance could not be provisioned; last_operation says why. Delete it and create it again.",
             )),
@@ -34,7 +34,12 @@ impl Engine {
     }
 
     /// GET binding (osb-rules §11).
-    pub async fn fetch_binding(&self, caller: &Caller, instance_id: &str, binding_id: &str) -> Result<BindingView, Error> {
+    pub async fn fetch_binding(
+        &self,
+        caller: &Caller,
+        instance_id: &str,
+        binding_id: &str,
+    ) -> Result<BindingView, Error> {
         let unknown = || Error::not_found("There is no service binding with this id on this instance.");
         let bid = names::bid(&caller.platform, instance_id, binding_id);
         let binding = self.store.binding(&bid).await?.ok_or_else(unknown)?.binding;
@@ -45,7 +50,9 @@ impl Engine {
         }
         match binding.state {
             BindingState::Ready => {}
-            BindingState::Creating => return Err(Error::not_found("This service binding is still being made.")),
+            BindingState::Creating => {
+                return Err(Error::not_found("This service binding is still being made."));
+            }
             _ => return Err(unknown()),
         }
         let name = secret_name::binding(&binding.iid, &binding.bid);
@@ -54,7 +61,10 @@ impl Engine {
             .secrets
             .get(&name)
             .await
-            .map_err(|e| Error::unavailable("The secret store cannot be read at the moment; try again.").with_internal(e.detail))?
+            .map_err(|e| {
+                Error::unavailable("The secret store cannot be read at the moment; try again.")
+                    .with_internal(e.detail)
+            })?
             .ok_or_else(|| Error::internal(format!("the secret {name} of a ready binding is missing")))?;
         let mut view = stored_view(&stored);
         view.parameters = binding.attributes.parameters;

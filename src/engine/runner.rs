@@ -80,7 +80,11 @@ impl Runner {
         while !stop.is_cancelled() {
             while tasks.try_join_next().is_some() {}
             let free = self.engine.settings.workers.saturating_sub(tasks.len());
-            let claimed = if free == 0 { Vec::new() } else { self.claim(free).await };
+            let claimed = if free == 0 {
+                Vec::new()
+            } else {
+                self.claim(free).await
+            };
             if claimed.is_empty() {
                 let jitter = 0.75 + 0.5 * self.chance();
                 let pause = self.engine.settings.poll.mul_f64(jitter);
@@ -127,7 +131,12 @@ impl Runner {
     /// Runs one operation now, for a request that waits for it.
     pub(super) async fn run_one(&self, id: &str) {
         let settings = &self.engine.settings;
-        match self.engine.store.claim_one(&settings.owner, millis(settings.lease), id).await {
+        match self
+            .engine
+            .store
+            .claim_one(&settings.owner, millis(settings.lease), id)
+            .await
+        {
             Ok(Some(claimed)) => self.work(claimed).await,
             Ok(None) => {}
             Err(fail) => warn!(operation = id, error = %fail, "could not claim"),
@@ -141,7 +150,13 @@ impl Runner {
         match self
             .engine
             .store
-            .claim(&settings.owner, self.engine.now(), millis(settings.lease), most, &full)
+            .claim(
+                &settings.owner,
+                self.engine.now(),
+                millis(settings.lease),
+                most,
+                &full,
+            )
             .await
         {
             Ok(claimed) => claimed,
@@ -262,7 +277,13 @@ impl Runner {
         }
     }
 
-    async fn again(&self, claimed: &mut Claimed, after: Duration, message: String, word: &'static str) -> bool {
+    async fn again(
+        &self,
+        claimed: &mut Claimed,
+        after: Duration,
+        message: String,
+        word: &'static str,
+    ) -> bool {
         let operation = &claimed.operation;
         let due_at = self.engine.now() + millis(after).max(1);
         let said = operation.description == message;
@@ -321,13 +342,26 @@ impl Runner {
     /// Writes a step down and brings the claimed copy up to it. False = it is not ours any more, or could not be written.
     async fn record(&self, claimed: &mut Claimed, advance: Advance) -> bool {
         let (step, tries) = (advance.step, advance.tries);
-        let (description, failing, deadline_at) = (advance.description.clone(), advance.failing.clone(), advance.deadline_at);
-        match self.engine.store.advance(claimed, advance, self.engine.now()).await {
+        let (description, failing, deadline_at) = (
+            advance.description.clone(),
+            advance.failing.clone(),
+            advance.deadline_at,
+        );
+        match self
+            .engine
+            .store
+            .advance(claimed, advance, self.engine.now())
+            .await
+        {
             Ok(true) => {
                 let operation = &mut claimed.operation;
                 step.clone_into(&mut operation.step);
-                (operation.tries, operation.description, operation.failing, operation.deadline_at) =
-                    (tries, description, failing, deadline_at);
+                (
+                    operation.tries,
+                    operation.description,
+                    operation.failing,
+                    operation.deadline_at,
+                ) = (tries, description, failing, deadline_at);
                 true
             }
             Ok(false) => {
@@ -351,9 +385,26 @@ impl Runner {
         match self.engine.store.finish(claimed, finish, now).await {
             Ok(true) => {
                 let took = now - operation.created_at;
-                info!(outcome, ms = took, reason = if outcome == "failed" { description.as_str() } else { "" }, "operation ended");
-                #[expect(clippy::cast_precision_loss, reason = "a duration in seconds needs no 53 bits")]
-                telemetry::operation_finished(operation.kind, &operation.offering, state, took as f64 / 1000.0);
+                info!(
+                    outcome,
+                    ms = took,
+                    reason = if outcome == "failed" {
+                        description.as_str()
+                    } else {
+                        ""
+                    },
+                    "operation ended"
+                );
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "a duration in seconds needs no 53 bits"
+                )]
+                telemetry::operation_finished(
+                    operation.kind,
+                    &operation.offering,
+                    state,
+                    took as f64 / 1000.0,
+                );
                 self.engine.ended(&operation.id);
             }
             Ok(false) => debug!("not ours any more; end not recorded"),
@@ -388,7 +439,9 @@ impl Runner {
     /// A number in 0..1 from the same source as operation tokens.
     fn chance(&self) -> f64 {
         let token = (self.engine.ports.new_id)();
-        let sum = token.bytes().fold(7_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b)));
+        let sum = token
+            .bytes()
+            .fold(7_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b)));
         f64::from(sum % 1000) / 1000.0
     }
 }
@@ -398,8 +451,14 @@ async fn guarded_step(engine: &Engine, claimed: &Claimed) -> Result<Step, PortEr
     let step = AssertUnwindSafe(step(engine, claimed)).catch_unwind();
     match tokio::time::timeout(STEP_LIMIT, step).await {
         Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(PortError::transient("The broker met an internal error; it tries again.").with_detail("a step panicked")),
-        Err(_) => Err(PortError::transient("The backend does not answer; the broker tries again.").with_detail("step time limit")),
+        Ok(Err(_)) => Err(
+            PortError::transient("The broker met an internal error; it tries again.")
+                .with_detail("a step panicked"),
+        ),
+        Err(_) => Err(
+            PortError::transient("The backend does not answer; the broker tries again.")
+                .with_detail("step time limit"),
+        ),
     }
 }
 

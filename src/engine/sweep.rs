@@ -124,7 +124,11 @@ impl Sweeper {
         let engine = &self.engine;
         let mut report = SweepReport::default();
         let mut ended: BTreeMap<String, Vec<Binding>> = BTreeMap::new();
-        for binding in engine.store.ended_bindings(engine.now() - millis(HELD_UP), MOST_ENDED).await? {
+        for binding in engine
+            .store
+            .ended_bindings(engine.now() - millis(HELD_UP), MOST_ENDED)
+            .await?
+        {
             ended.entry(binding.iid.clone()).or_default().push(binding);
         }
         for (iid, bindings) in ended {
@@ -171,12 +175,16 @@ impl Sweeper {
                 .store
                 .instances_page(&after, Some(InstanceState::Ready), PAGE)
                 .await?;
-            let Some(last) = page.last() else { return Ok(report) };
+            let Some(last) = page.last() else {
+                return Ok(report);
+            };
             after.clone_from(&last.iid);
             for instance in &page {
                 match self.revive_one(instance).await {
                     Ok(revived) => report.revived += usize::from(revived),
-                    Err(error) => warn!(iid = %instance.iid, detail = %error.detail, "could not look after an instance"),
+                    Err(error) => {
+                        warn!(iid = %instance.iid, detail = %error.detail, "could not look after an instance");
+                    }
                 }
             }
         }
@@ -193,7 +201,9 @@ impl Sweeper {
             Observation::Absent(why) | Observation::Failed(why) => {
                 let now = engine.store.instance(&instance.iid).await;
                 // A request may have come in since the page was read: then its operation looks after the instance.
-                if !now.is_ok_and(|now| now.is_some_and(|n| n.open.is_none() && n.instance.state == InstanceState::Ready)) {
+                if !now.is_ok_and(|now| {
+                    now.is_some_and(|n| n.open.is_none() && n.instance.state == InstanceState::Ready)
+                }) {
                     return Ok(false);
                 }
                 warn!(iid = %instance.iid, why, "an instance had stopped; starting it again");
@@ -239,7 +249,9 @@ impl Sweeper {
             if self.is_orphan(&name).await? {
                 match engine.ports.secrets.destroy(&name).await {
                     Ok(()) => report.orphans += 1,
-                    Err(error) => warn!(name, detail = %error.detail, "could not destroy a secret whose owner has ended"),
+                    Err(error) => {
+                        warn!(name, detail = %error.detail, "could not destroy a secret whose owner has ended");
+                    }
                 }
             }
         }

@@ -528,7 +528,10 @@ mod tests {
         let all = futures::future::join_all((0..64).map(|_| ask(&platforms, &limit, Some(&wrong)))).await;
         let refused = |status| all.iter().filter(|answer| **answer == Err(status)).count();
         assert_eq!(
-            (refused(StatusCode::UNAUTHORIZED), refused(StatusCode::TOO_MANY_REQUESTS)),
+            (
+                refused(StatusCode::UNAUTHORIZED),
+                refused(StatusCode::TOO_MANY_REQUESTS)
+            ),
             (2, 62)
         );
         assert_eq!(platforms.queued.load(Ordering::Relaxed), 0);
@@ -577,5 +580,4 @@ mod tests {
         }
         assert!(!format!("{cheap:?}").contains("2b"), "hashes stay out of Debug");
     }
-
 }

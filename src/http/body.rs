@@ -4,10 +4,10 @@
 
 use super::error::Refusal;
 use crate::domain::error::Error;
+use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::{Method, Version};
 use actix_web::web::{self, Bytes, BytesMut};
-use actix_web::HttpRequest;
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};

@@ -154,13 +154,13 @@ impl Pages {
     }
 }
 
-/// What can be had.
+/// List the offerings and their plans.
 #[utoipa::path(
     get,
     path = "/v2/catalog",
     operation_id = "catalog.get",
     tag = "Catalog",
-    params(("If-None-Match" = Option<String>, Header, description = "An ETag of an earlier answer")),
+    params(("If-None-Match" = Option<String>, Header, description = "An ETag of an earlier answer", nullable = false)),
     responses(
         (status = 200, description = "The catalog", body = super::schema::CatalogBody, content_type = "application/json",
             headers(("ETag" = String, description = "Changes whenever a byte of the catalog does"))),

@@ -129,9 +129,12 @@ fn osb_headers() -> [Parameter; 3] {
             .schema(Some(schema))
             .build()
     };
-    // Named one by one, so that people can choose and checkers need not guess.
+    // Named one by one, so that people can choose and checkers need not guess; the newest first, because the page
+    // for trying the API chooses the first.
     let oldest = Settings::default().min_minor;
-    let versions = (oldest..=headers::NEWEST_MINOR).map(|minor| format!("2.{minor}"));
+    let versions = (oldest..=headers::NEWEST_MINOR)
+        .rev()
+        .map(|minor| format!("2.{minor}"));
     [
         header(
             "X-Broker-API-Version",

@@ -23,7 +23,8 @@ const CSP_TEXT: &str = "default-src 'none'; base-uri 'none'; form-action 'none';
 const CSP_DOCS: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
      img-src 'self' data:; font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const HOME: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>chandler</title></head>\n\
+const HOME: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+<meta name=\"color-scheme\" content=\"light dark\"><title>chandler</title></head>\n\
 <body><h1>chandler</h1>\n<p>An Open Service Broker (API v2.17): it provisions data services and hands out credentials.</p>\n\
 <ul><li><a href=\"/docs/\">Try the API</a></li><li><a href=\"/openapi.json\">OpenAPI document</a></li>\n\
 <li><a href=\"/readyz\">Ready?</a></li></ul>\n\

@@ -4,9 +4,9 @@
 //! so a worker that lost its lease, or whose operation was superseded, writes nothing. Leases go by
 //! the database's clock, everything else by the `Clock` port.
 
+use super::Store;
 use super::rows::{self, OPERATION, to_json};
 use super::write::{Fail, Tx};
-use super::Store;
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::instance::{Endpoint, Instance, Millis};
 use crate::domain::operation::{Operation, OperationEvent, OperationKind, OperationState, UpdateTarget};
@@ -176,7 +176,14 @@ impl Tx {
         self.event(id, now, "", "superseded", why).await
     }
 
-    async fn event(&mut self, id: &str, at: Millis, step: &str, outcome: &str, message: &str) -> Result<(), Fail> {
+    async fn event(
+        &mut self,
+        id: &str,
+        at: Millis,
+        step: &str,
+        outcome: &str,
+        message: &str,
+    ) -> Result<(), Fail> {
         sqlx::query(
             "INSERT INTO operation_events (operation, seq, at, step, outcome, message) \
              VALUES ($1, (SELECT COALESCE(MAX(seq), 0) + 1 FROM operation_events WHERE operation = $1), $2, $3, $4, $5)",
@@ -195,10 +202,12 @@ impl Tx {
     pub(super) async fn lock_instance(&mut self, iid: &str) -> Result<(), Fail> {
         let lock = self.dialect.for_update();
         if !lock.is_empty() {
-            sqlx::query(AssertSqlSafe(format!("SELECT 1 FROM instances WHERE iid = $1{lock}")))
-                .bind(iid)
-                .execute(&mut *self.connection)
-                .await?;
+            sqlx::query(AssertSqlSafe(format!(
+                "SELECT 1 FROM instances WHERE iid = $1{lock}"
+            )))
+            .bind(iid)
+            .execute(&mut *self.connection)
+            .await?;
         }
         Ok(())
     }
@@ -231,7 +240,14 @@ impl Tx {
 
 impl Store {
     /// Takes up to `most` operations that are due, open and not leased, leaving out `busy` offerings.
-    pub async fn claim(&self, owner: &str, now: Millis, lease_ms: i64, most: i64, busy: &[String]) -> Result<Vec<Claimed>, Fail> {
+    pub async fn claim(
+        &self,
+        owner: &str,
+        now: Millis,
+        lease_ms: i64,
+        most: i64,
+        busy: &[String],
+    ) -> Result<Vec<Claimed>, Fail> {
         let place = |i: usize| format!("${}", i + 5);
         let busy_sql = if busy.is_empty() {
             String::new()
@@ -265,7 +281,14 @@ impl Store {
             .pop())
     }
 
-    async fn claim_with(&self, sql: String, owner: &str, lease_ms: i64, numbers: Vec<i64>, texts: &[String]) -> Result<Vec<Claimed>, Fail> {
+    async fn claim_with(
+        &self,
+        sql: String,
+        owner: &str,
+        lease_ms: i64,
+        numbers: Vec<i64>,
+        texts: &[String],
+    ) -> Result<Vec<Claimed>, Fail> {
         let (owner, texts) = (owner.to_owned(), texts.to_vec());
         self.write(move |tx| {
             let (sql, owner, texts, numbers) = (sql.clone(), owner.clone(), texts.clone(), numbers.clone());
@@ -432,7 +455,11 @@ impl Store {
     /// One indexed read, on any replica, and no outside call: the operation named, else the latest (L-07, L-13).
     ///
     /// Revocations are ours and not the platform's: what it was told last stays what it is told (L-06, K-08).
-    pub async fn last_operation(&self, subject: &str, operation: Option<&str>) -> Result<Option<LastOperation>, Fail> {
+    pub async fn last_operation(
+        &self,
+        subject: &str,
+        operation: Option<&str>,
+    ) -> Result<Option<LastOperation>, Fail> {
         let mut connection = self.reader().await?;
         let row = sqlx::query(
             "SELECT state, description, instance_usable, update_repeatable, kind FROM operations \
@@ -497,7 +524,11 @@ impl Store {
     }
 
     /// The newest operations, open ones first; `state` narrows it.
-    pub async fn operations_list(&self, state: Option<OperationState>, most: i64) -> Result<Vec<OperationRow>, Fail> {
+    pub async fn operations_list(
+        &self,
+        state: Option<OperationState>,
+        most: i64,
+    ) -> Result<Vec<OperationRow>, Fail> {
         let mut connection = self.reader().await?;
         let sql = format!(
             "SELECT {OPERATION} FROM operations WHERE ($1 = '' OR state = $1) \

@@ -1,12 +1,12 @@
 //! Instances and bindings: what commands read and write, in as few statements as they need
 //! (each costs a hop to the database's thread, which is most of what accepting a request costs).
 
+use super::Store;
 use super::rows::{self, BINDING, BINDING_COLUMNS, INSTANCE, INSTANCE_COLUMNS, to_json};
 use super::write::{Fail, Tx};
-use super::Store;
 use crate::domain::binding::{Binding, BindingState};
-use crate::domain::instance::{Instance, InstanceState, Millis};
 use crate::domain::decide::{BindingNow, InstanceNow, OpenOperation};
+use crate::domain::instance::{Instance, InstanceState, Millis};
 use crate::domain::operation::OperationKind;
 use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Row};
@@ -77,10 +77,12 @@ impl Tx {
 
     /// The instance row, not locked.
     pub async fn instance_peek(&mut self, iid: &str) -> Result<Option<Instance>, Fail> {
-        let row = sqlx::query(AssertSqlSafe(format!("SELECT {INSTANCE} FROM instances i WHERE i.iid = $1")))
-            .bind(iid)
-            .fetch_optional(&mut *self.connection)
-            .await?;
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {INSTANCE} FROM instances i WHERE i.iid = $1"
+        )))
+        .bind(iid)
+        .fetch_optional(&mut *self.connection)
+        .await?;
         Ok(row.as_ref().map(rows::instance).transpose()?)
     }
 
@@ -137,7 +139,12 @@ impl Tx {
     }
 
     /// Moves an instance to another state.
-    pub async fn set_instance_state(&mut self, iid: &str, state: InstanceState, now: Millis) -> Result<(), Fail> {
+    pub async fn set_instance_state(
+        &mut self,
+        iid: &str,
+        state: InstanceState,
+        now: Millis,
+    ) -> Result<(), Fail> {
         self.wrote = true;
         sqlx::query("UPDATE instances SET state = $2, updated_at = $3 WHERE iid = $1")
             .bind(iid)
@@ -188,7 +195,13 @@ impl Tx {
     }
 
     /// Moves a binding to another state; the first move to `deleting` dates its revocation.
-    pub async fn set_binding_state(&mut self, bid: &str, state: BindingState, residue: bool, now: Millis) -> Result<(), Fail> {
+    pub async fn set_binding_state(
+        &mut self,
+        bid: &str,
+        state: BindingState,
+        residue: bool,
+        now: Millis,
+    ) -> Result<(), Fail> {
         self.wrote = true;
         sqlx::query("UPDATE bindings SET state = $2, residue = $3, updated_at = $4 WHERE bid = $1")
             .bind(bid)
@@ -298,7 +311,12 @@ impl Store {
     }
 
     /// A page of instances whose iid comes after `after`, in that order; `state` narrows it.
-    pub async fn instances_page(&self, after: &str, state: Option<InstanceState>, most: i64) -> Result<Vec<Instance>, Fail> {
+    pub async fn instances_page(
+        &self,
+        after: &str,
+        state: Option<InstanceState>,
+        most: i64,
+    ) -> Result<Vec<Instance>, Fail> {
         let mut connection = self.reader().await?;
         let sql = format!(
             "SELECT {INSTANCE} FROM instances i WHERE i.iid > $1 AND ($2 = '' OR i.state = $2) ORDER BY i.iid LIMIT $3"
@@ -325,8 +343,12 @@ impl Store {
 
     /// Valid bindings whose time is over, oldest first.
     pub async fn expired_bindings(&self, now: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
-        self.bindings_where("b.state = 'ready' AND b.expires_at <= $1 ORDER BY b.expires_at", now, most)
-            .await
+        self.bindings_where(
+            "b.state = 'ready' AND b.expires_at <= $1 ORDER BY b.expires_at",
+            now,
+            most,
+        )
+        .await
     }
 
     /// Bindings of which something may be left on the backend, not touched since `before`.

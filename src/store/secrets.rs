@@ -104,7 +104,9 @@ impl Store {
             .bind(most)
             .fetch_all(&mut *connection)
             .await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+        rows.iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect()
     }
 
     /// Replaces the sealed text if it is still `old`; false when somebody was faster.
@@ -114,13 +116,15 @@ impl Store {
             let (name, old, new) = (name.clone(), old.clone(), new.clone());
             Box::pin(async move {
                 tx.wrote = true;
-                let done = sqlx::query("UPDATE secrets SET sealed = $3, updated_at = $4 WHERE name = $1 AND sealed = $2")
-                    .bind(name)
-                    .bind(old)
-                    .bind(new)
-                    .bind(now)
-                    .execute(&mut *tx.connection)
-                    .await?;
+                let done = sqlx::query(
+                    "UPDATE secrets SET sealed = $3, updated_at = $4 WHERE name = $1 AND sealed = $2",
+                )
+                .bind(name)
+                .bind(old)
+                .bind(new)
+                .bind(now)
+                .execute(&mut *tx.connection)
+                .await?;
                 Ok(done.rows_affected() == 1)
             })
         })

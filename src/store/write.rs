@@ -155,11 +155,7 @@ impl Door {
             tokio::spawn(writer(pool.clone(), receiver, most));
             sender
         });
-        Self {
-            dialect,
-            pool,
-            queue,
-        }
+        Self { dialect, pool, queue }
     }
 
     pub(super) fn pool(&self) -> &AnyPool {

@@ -16,7 +16,11 @@ use std::time::Duration;
 const LONG: Duration = Duration::from_secs(60);
 
 fn expected(service: Service, id: &str, bindings: &[&str]) -> Expected {
-    Expected { service, id: id.into(), bindings: bindings.iter().map(ToString::to_string).collect() }
+    Expected {
+        service,
+        id: id.into(),
+        bindings: bindings.iter().map(ToString::to_string).collect(),
+    }
 }
 
 /// Addresses a process listens on, as `/proc/net` writes them.
@@ -29,7 +33,11 @@ fn listening(pid: i32) -> Vec<String> {
         .collect();
     let mut found = Vec::new();
     for table in ["tcp", "tcp6"] {
-        for line in std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default().lines().skip(1) {
+        for line in std::fs::read_to_string(format!("/proc/{pid}/net/{table}"))
+            .unwrap_or_default()
+            .lines()
+            .skip(1)
+        {
             let fields: Vec<&str> = line.split_whitespace().collect();
             if fields[3] == "0A" && inodes.contains(fields[9]) {
                 found.push(fields[1].to_owned());
@@ -45,7 +53,10 @@ async fn the_welcome_is_all_one_needs_and_nobody_else_can_come_in() {
     let mut broker = Broker::dev(&home);
     let said = broker.said.lock().unwrap().clone();
     let line = |word: &str| {
-        let line = said.lines().find(|l| l.trim_start().starts_with(word)).unwrap_or_else(|| panic!("{word}: {said}"));
+        let line = said
+            .lines()
+            .find(|l| l.trim_start().starts_with(word))
+            .unwrap_or_else(|| panic!("{word}: {said}"));
         line.trim().trim_start_matches(word).trim().to_owned()
     };
     let password = line("password").split_whitespace().next().unwrap().to_owned();
@@ -59,29 +70,50 @@ async fn the_welcome_is_all_one_needs_and_nobody_else_can_come_in() {
     let curl = line("catalog").replace("PASSWORD", &password);
     if Command::new("curl").arg("--version").output().is_ok() {
         let shown = Command::new("sh").args(["-c", &curl]).output().unwrap();
-        assert!(String::from_utf8_lossy(&shown.stdout).contains("\"services\""), "{curl}: {shown:?}");
+        assert!(
+            String::from_utf8_lossy(&shown.stdout).contains("\"services\""),
+            "{curl}: {shown:?}"
+        );
     }
     let platform = Platform::new(&broker.address, &line("user"), &password);
     assert_eq!(platform.get("/v2/catalog").await.status, 200);
 
     let open = listening(broker.pid());
-    assert!(!open.is_empty() && open.iter().all(|a| a.starts_with("0100007F:")), "{open:?}");
+    assert!(
+        !open.is_empty() && open.iter().all(|a| a.starts_with("0100007F:")),
+        "{open:?}"
+    );
 
     let second = process::run(&["dev", "--port", "0", "--data-dir", home.data().to_str().unwrap()]);
     assert!(!second.status.success());
-    assert!(text(&second).contains("Another chandler runs on the data directory"), "{}", text(&second));
+    assert!(
+        text(&second).contains("Another chandler runs on the data directory"),
+        "{}",
+        text(&second)
+    );
     assert_eq!(platform.get("/v2/catalog").await.status, 200);
 
     assert!(broker.stop().success());
     tokio::task::block_in_place(|| broker.again());
-    assert_eq!(platform.get("/v2/catalog").await.status, 200, "the password stays");
+    assert_eq!(
+        platform.get("/v2/catalog").await.status,
+        200,
+        "the password stays"
+    );
     assert!(broker.stop().success());
 
     let data = home.data();
     let arguments = ["dev", "--port", "0", "--data-dir", data.to_str().unwrap()];
-    let mut broker = Broker::start(&home, &arguments, &[("CHANDLER_DEV_PASSWORD", "a word of my own choosing")]);
+    let mut broker = Broker::start(
+        &home,
+        &arguments,
+        &[("CHANDLER_DEV_PASSWORD", "a word of my own choosing")],
+    );
     let said = broker.said.lock().unwrap().clone();
-    assert!(!said.contains("my own choosing") && !said.contains(&password), "{said}");
+    assert!(
+        !said.contains("my own choosing") && !said.contains(&password),
+        "{said}"
+    );
     let own = Platform::new(&broker.address, "dev", "a word of my own choosing");
     assert_eq!(own.get("/v2/catalog").await.status, 200);
     let old = Platform::new(&broker.address, "dev", &password);
@@ -107,7 +139,10 @@ async fn instances_live_on_without_the_broker() {
     let well = || async {
         for (service, credentials) in &all {
             clients::comes_to(*service, credentials, Access::In).await;
-            assert_eq!(clients::read(*service, credentials, "key").await.as_deref(), Some("value"));
+            assert_eq!(
+                clients::read(*service, credentials, "key").await.as_deref(),
+                Some("value")
+            );
         }
     };
     let before = pids();
@@ -131,7 +166,11 @@ async fn instances_live_on_without_the_broker() {
         signal(pid, Signal::SIGKILL);
     }
     until("both are started again", LONG, || async {
-        pids().iter().zip(&before).all(|(now, then)| now.is_some() && now != then).then_some(())
+        pids()
+            .iter()
+            .zip(&before)
+            .all(|(now, then)| now.is_some() && now != then)
+            .then_some(())
     })
     .await;
     well().await;
@@ -140,18 +179,32 @@ async fn instances_live_on_without_the_broker() {
     let data = home.data();
     let stop = ["dev", "stop", "--data-dir", data.to_str().unwrap()];
     let refused = process::run(&stop);
-    assert!(!refused.status.success() && text(&refused).contains("stop it first"), "{}", text(&refused));
+    assert!(
+        !refused.status.success() && text(&refused).contains("stop it first"),
+        "{}",
+        text(&refused)
+    );
     assert!(pids().iter().all(Option::is_some));
     assert!(broker.stop().success());
     let stopped = process::run(&stop);
-    assert!(stopped.status.success() && text(&stopped).contains("Stopped 2 instance(s)"), "{}", text(&stopped));
+    assert!(
+        stopped.status.success() && text(&stopped).contains("Stopped 2 instance(s)"),
+        "{}",
+        text(&stopped)
+    );
     assert!(processes_below(&home.instances()).is_empty());
     tokio::task::block_in_place(|| broker.again());
-    until("both run again", LONG, || async { pids().iter().all(Option::is_some).then_some(()) }).await;
+    until("both run again", LONG, || async {
+        pids().iter().all(Option::is_some).then_some(())
+    })
+    .await;
     well().await;
 
     state.idle().await;
-    let both = [expected(Service::Redis, "redis", &["b"]), expected(Service::Nats, "nats", &["b"])];
+    let both = [
+        expected(Service::Redis, "redis", &["b"]),
+        expected(Service::Nats, "nats", &["b"]),
+    ];
     let wrong = state.audit(&home.instances(), &both).await;
     assert!(wrong.is_empty(), "{wrong:#?}");
     for service in services {
@@ -182,17 +235,38 @@ async fn operators_see_retry_and_cancel_work() {
     let iid = state.iid("cache");
 
     let (good, shown) = ask(&["instances", "list"]);
-    let line = shown.lines().find(|l| l.contains(&iid)).unwrap_or_else(|| panic!("{shown}"));
-    assert!(good && line.contains("ready") && line.contains("redis/small") && line.contains("cache"), "{line}");
+    let line = shown
+        .lines()
+        .find(|l| l.contains(&iid))
+        .unwrap_or_else(|| panic!("{shown}"));
+    assert!(
+        good && line.contains("ready") && line.contains("redis/small") && line.contains("cache"),
+        "{line}"
+    );
     let operation = created.operation().unwrap();
     let (good, shown) = ask(&["operations", "list"]);
-    assert!(good && shown.contains(operation) && shown.contains("provision"), "{shown}");
+    assert!(
+        good && shown.contains(operation) && shown.contains("provision"),
+        "{shown}"
+    );
     let (good, shown) = ask(&["operations", "show", operation]);
     assert!(good, "{shown}");
-    for word in ["provision of redis", "succeeded", "place", "apply", "ready", "prepare", "ended"] {
+    for word in [
+        "provision of redis",
+        "succeeded",
+        "place",
+        "apply",
+        "ready",
+        "prepare",
+        "ended",
+    ] {
         assert!(shown.contains(word), "{word}: {shown}");
     }
-    for words in [["operations", "show"], ["operations", "retry"], ["operations", "cancel"]] {
+    for words in [
+        ["operations", "show"],
+        ["operations", "retry"],
+        ["operations", "cancel"],
+    ] {
         let (good, shown) = ask(&[words[0], words[1], "nosuchoperation"]);
         assert!(!good && shown.contains("nosuchoperation"), "{shown}");
     }
@@ -201,10 +275,18 @@ async fn operators_see_retry_and_cancel_work() {
 
     let server = home.leader(&iid).unwrap();
     signal(server, Signal::SIGSTOP);
-    let cancelled = platform.ask_binding(Service::Redis, "cache", "cancelled", json!({})).await;
-    let id = cancelled.operation().expect("the server does not answer").to_owned();
+    let cancelled = platform
+        .ask_binding(Service::Redis, "cache", "cancelled", json!({}))
+        .await;
+    let id = cancelled
+        .operation()
+        .expect("the server does not answer")
+        .to_owned();
     let (good, shown) = ask(&["operations", "list", "--open"]);
-    assert!(good && shown.contains(&id) && !shown.contains(operation), "{shown}");
+    assert!(
+        good && shown.contains(&id) && !shown.contains(operation),
+        "{shown}"
+    );
     let (good, shown) = ask(&["operations", "cancel", &id]);
     assert!(good && shown.contains("ends as failed"), "{shown}");
     signal(server, Signal::SIGCONT);
@@ -214,22 +296,38 @@ async fn operators_see_retry_and_cancel_work() {
     }
     assert_eq!(platform.get(&binding("cache", "cancelled")).await.status, 404);
     state.idle().await;
-    assert!(state.users(Service::Redis, "cache").await.is_empty(), "a cancelled bind leaves no user");
+    assert!(
+        state.users(Service::Redis, "cache").await.is_empty(),
+        "a cancelled bind leaves no user"
+    );
 
     signal(server, Signal::SIGSTOP);
-    let retried = platform.ask_binding(Service::Redis, "cache", "retried", json!({})).await;
+    let retried = platform
+        .ask_binding(Service::Redis, "cache", "retried", json!({}))
+        .await;
     let id = retried.operation().unwrap().to_owned();
     signal(server, Signal::SIGCONT);
     let (good, shown) = ask(&["operations", "retry", &id]);
     // It may have gone on by itself already.
     assert!(good || shown.contains("not open"), "{shown}");
-    assert_eq!(platform.ended(&retried, &binding("cache", "retried")).await, End::Succeeded);
-    clients::comes_to(Service::Redis, &platform.credentials("cache", "retried").await, Access::In).await;
+    assert_eq!(
+        platform.ended(&retried, &binding("cache", "retried")).await,
+        End::Succeeded
+    );
+    clients::comes_to(
+        Service::Redis,
+        &platform.credentials("cache", "retried").await,
+        Access::In,
+    )
+    .await;
 
     let (good, shown) = ask(&["doctor"]);
     assert!(good, "{shown}");
     for service in Service::ALL {
-        let line = shown.lines().find(|l| l.trim().starts_with(service.name())).unwrap_or_else(|| panic!("{shown}"));
+        let line = shown
+            .lines()
+            .find(|l| l.trim().starts_with(service.name()))
+            .unwrap_or_else(|| panic!("{shown}"));
         assert!(line.trim().ends_with("yes"), "{line}");
     }
     platform.delete(Service::Redis, "cache").await;
@@ -267,12 +365,22 @@ fn a_wrong_configuration_is_told_whole() {
     let bad = process::run(&["config", "check", "--config", served.file()]);
     assert_eq!(bad.status.code(), Some(1));
     let told = text(&bad);
-    for path in ["http.listen", "engine.lease_seconds", "engine.leese", "store.url", "platforms.0.credentials.0"] {
+    for path in [
+        "http.listen",
+        "engine.lease_seconds",
+        "engine.leese",
+        "store.url",
+        "platforms.0.credentials.0",
+    ] {
         assert!(told.contains(path), "{path}: {told}");
     }
     assert!(!told.contains("everybody reads"), "{told}");
     let started = process::run(&["serve", "--config", served.file()]);
-    assert!(!started.status.success() && text(&started).contains("engine.leese"), "{}", text(&started));
+    assert!(
+        !started.status.success() && text(&started).contains("engine.leese"),
+        "{}",
+        text(&started)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,9 +391,13 @@ async fn keys_are_exchanged_while_the_broker_runs() {
     let made = process::run(&["secrets", "new-key", second.to_str().unwrap()]);
     assert!(made.status.success(), "{}", text(&made));
     assert_eq!(Home::mode(&second), 0o600);
-    assert!(!process::run(&["secrets", "new-key", second.to_str().unwrap()]).status.success(), "never over another");
-    served.settings["secrets"] =
-        json!({"primary": "first", "keys": [{"label": "first", "file": first}, {"label": "second", "file": second}]});
+    assert!(
+        !process::run(&["secrets", "new-key", second.to_str().unwrap()])
+            .status
+            .success(),
+        "never over another"
+    );
+    served.settings["secrets"] = json!({"primary": "first", "keys": [{"label": "first", "file": first}, {"label": "second", "file": second}]});
     served.write();
     let mut broker = Broker::serve(&home, &served.file, "all");
     let platform = Served::platform(&broker);
@@ -305,7 +417,8 @@ async fn keys_are_exchanged_while_the_broker_runs() {
     served.settings["secrets"]["primary"] = json!("second");
     served.write();
     while !binding_on.is_finished() {
-        let done = tokio::task::block_in_place(|| process::run(&["secrets", "rekey", "--config", served.file()]));
+        let done =
+            tokio::task::block_in_place(|| process::run(&["secrets", "rekey", "--config", served.file()]));
         assert!(done.status.success(), "{}", text(&done));
     }
     binding_on.await.unwrap();
@@ -314,7 +427,11 @@ async fn keys_are_exchanged_while_the_broker_runs() {
     assert!(broker.stop().success());
     tokio::task::block_in_place(|| broker.again());
     let done = process::run(&["secrets", "rekey", "--config", served.file()]);
-    assert!(done.status.success() && !text(&done).contains("could not"), "{}", text(&done));
+    assert!(
+        done.status.success() && !text(&done).contains("could not"),
+        "{}",
+        text(&done)
+    );
     // Now the first key is needed by nobody.
     assert!(broker.stop().success());
     std::fs::remove_file(&first).unwrap();
@@ -340,8 +457,23 @@ async fn tls_is_served_directly() {
     let (key, certificate) = (home.path().join("tls.key"), home.path().join("tls.crt"));
     // Debian's postgresql brings openssl along.
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        ])
         .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
         .arg(&key)
         .arg("-out")
@@ -349,7 +481,9 @@ async fn tls_is_served_directly() {
         .output();
     match made {
         Ok(output) => assert!(output.status.success(), "{}", text(&output)),
-        Err(error) => return println!("left out: openssl, which makes the certificate, cannot be run: {error}"),
+        Err(error) => {
+            return println!("left out: openssl, which makes the certificate, cannot be run: {error}");
+        }
     }
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let mut served = Served::sqlite(&home);
@@ -357,9 +491,16 @@ async fn tls_is_served_directly() {
     served.write();
     let mut broker = Broker::serve(&home, &served.file, "all");
     let plain = Served::platform(&broker);
-    assert!(plain.send("GET", "/v2/catalog", None).await.is_err(), "no plain HTTP where TLS is served");
+    assert!(
+        plain.send("GET", "/v2/catalog", None).await.is_err(),
+        "no plain HTTP where TLS is served"
+    );
 
-    let url = broker.address.read().unwrap().replace("http://127.0.0.1", "https://localhost");
+    let url = broker
+        .address
+        .read()
+        .unwrap()
+        .replace("http://127.0.0.1", "https://localhost");
     let secure = crate::support::process::Address::default();
     *secure.write().unwrap() = url;
     let root = reqwest::Certificate::from_pem(&std::fs::read(&certificate).unwrap()).unwrap();
@@ -367,7 +508,10 @@ async fn tls_is_served_directly() {
     let trusting = Platform::with(client, &secure, "cf", PASSWORD);
     assert_eq!(trusting.get("/v2/catalog").await.status, 200);
     let strange = Platform::new(&secure, "cf", PASSWORD);
-    assert!(strange.send("GET", "/v2/catalog", None).await.is_err(), "nobody trusts a certificate of our own making");
+    assert!(
+        strange.send("GET", "/v2/catalog", None).await.is_err(),
+        "nobody trusts a certificate of our own making"
+    );
     assert!(broker.stop().success());
 }
 
@@ -384,7 +528,10 @@ async fn a_platforms_password_changes_without_a_gap() {
     let mut broker = Broker::serve(&home, &served.file, "all");
     let present = Served::platform(&broker);
     let as_next = |password: &str| Platform::new(&broker.address, "cf-next", password);
-    let (old, new) = (as_next("the first of the second slot"), as_next("a new one for the second slot"));
+    let (old, new) = (
+        as_next("the first of the second slot"),
+        as_next("a new one for the second slot"),
+    );
     assert_eq!(old.get("/v2/catalog").await.status, 200);
     assert_eq!(new.get("/v2/catalog").await.status, 401);
     home.private("cf-next", "a new one for the second slot");
@@ -414,7 +561,10 @@ async fn one_process_accepts_and_another_works() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let path = format!("{}/last_operation", instance("i"));
     assert_eq!(platform.get(&path).await.body["state"], "in progress");
-    assert!(processes_below(&home.path().join("instances")).is_empty(), "it only accepts");
+    assert!(
+        processes_below(&home.path().join("instances")).is_empty(),
+        "it only accepts"
+    );
 
     let mut worker = Broker::serve(&home, &served.file, "worker");
     assert_eq!(platform.ended(&asked, &instance("i")).await, End::Succeeded);
@@ -422,7 +572,10 @@ async fn one_process_accepts_and_another_works() {
     clients::comes_to(Service::Redis, &credentials, Access::In).await;
     // A platform that wants its answer at once gets it, although another process does the work.
     let body = crate::support::platform::bind_body(Service::Redis, json!({}));
-    let at_once = platform.send("PUT", &binding("i", "now"), Some(&body)).await.unwrap();
+    let at_once = platform
+        .send("PUT", &binding("i", "now"), Some(&body))
+        .await
+        .unwrap();
     assert_eq!(at_once.status, 201, "{}", at_once.text);
     clients::comes_to(Service::Redis, &at_once.body["credentials"], Access::In).await;
     // The worker answers probes and no platform.
@@ -460,8 +613,11 @@ async fn after_a_kill_the_work_goes_on_at_once() {
     let begun = std::time::Instant::now();
     assert_eq!(platform.ended(&asked, &instance("db")).await, End::Succeeded);
     // A lease is 30 seconds.
-    assert!(begun.elapsed() < Duration::from_secs(25), "took {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(25),
+        "took {:?}",
+        begun.elapsed()
+    );
     platform.delete(Service::Postgres, "db").await;
     assert!(broker.stop().success());
 }
-

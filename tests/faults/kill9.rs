@@ -10,7 +10,9 @@
 use crate::support::audit::{Expected, State};
 use crate::support::clients::{self, Access};
 use crate::support::home::Home;
-use crate::support::platform::{Answer, End, Platform, Service, binding, bind_body, ids, instance, provision_body};
+use crate::support::platform::{
+    Answer, End, Platform, Service, bind_body, binding, ids, instance, provision_body,
+};
 use crate::support::process::Broker;
 use crate::support::{Dice, number, seed};
 use serde_json::{Value, json};
@@ -118,7 +120,9 @@ impl Lane {
     }
 
     async fn step(&mut self) {
-        let Some(live) = &self.live else { return self.create().await };
+        let Some(live) = &self.live else {
+            return self.create().await;
+        };
         let bound = live.bindings.len();
         match self.dice.below(100) {
             n if n < self.ends => self.delete().await,
@@ -135,17 +139,29 @@ impl Lane {
         let path = instance(&id);
         let asked = self.underway.send("create");
         let body = provision_body(self.service, json!({}));
-        let answer = self.change("PUT", &format!("{path}?accepts_incomplete=true"), Some(&body)).await;
+        let answer = self
+            .change("PUT", &format!("{path}?accepts_incomplete=true"), Some(&body))
+            .await;
         let answer = answer.expect(&[200, 201, 202]);
         if self.dice.once_in(6) {
             // The user changed his mind before it was done.
             tokio::time::sleep(Duration::from_millis(self.dice.below(150))).await;
             drop(asked);
-            self.live = Some(Live { id, bindings: vec![], revoked: vec![], kept: None });
+            self.live = Some(Live {
+                id,
+                bindings: vec![],
+                revoked: vec![],
+                kept: None,
+            });
             return self.delete().await;
         }
         self.end(&answer, &path, "create").await;
-        self.live = Some(Live { id, bindings: vec![], revoked: vec![], kept: None });
+        self.live = Some(Live {
+            id,
+            bindings: vec![],
+            revoked: vec![],
+            kept: None,
+        });
         self.note("create");
     }
 
@@ -161,28 +177,48 @@ impl Lane {
         let mut answer = None;
         if self.dice.once_in(4) {
             // A platform that waits for its answer; when it gets none it asks again, and is ready to wait then.
-            answer = self.platform.send("PUT", &path, Some(&body)).await.ok().filter(|a| matches!(a.status, 200 | 201));
+            answer = self
+                .platform
+                .send("PUT", &path, Some(&body))
+                .await
+                .ok()
+                .filter(|a| matches!(a.status, 200 | 201));
         }
         let answer = match answer {
             Some(answer) => answer,
-            None => self.change("PUT", &format!("{path}?accepts_incomplete=true"), Some(&body)).await,
+            None => {
+                self.change("PUT", &format!("{path}?accepts_incomplete=true"), Some(&body))
+                    .await
+            }
         };
         let answer = answer.expect(&[200, 201, 202]);
         self.end(&answer, &path, kind).await;
         let told = answer.body["credentials"].clone();
         let credentials = self.platform.get(&path).await.expect(&[200]).body["credentials"].clone();
-        assert!(told.is_null() || told == credentials, "{}: the credentials changed", self.name);
+        assert!(
+            told.is_null() || told == credentials,
+            "{}: the credentials changed",
+            self.name
+        );
         drop(asked);
         clients::comes_to(self.service, &credentials, Access::In).await;
         let value = format!("value of {binding_id}");
         let live = self.live.as_mut().unwrap();
         if let Some((key, value)) = &live.kept {
             let found = clients::read(self.service, &credentials, key).await;
-            assert_eq!(found.as_ref(), Some(value), "{}: what another binding wrote", self.name);
+            assert_eq!(
+                found.as_ref(),
+                Some(value),
+                "{}: what another binding wrote",
+                self.name
+            );
         }
         clients::write(self.service, &credentials, &binding_id, &value).await;
         live.kept = Some((binding_id.clone(), value));
-        live.bindings.push(Bound { id: binding_id, credentials });
+        live.bindings.push(Bound {
+            id: binding_id,
+            credentials,
+        });
         self.note(kind);
     }
 
@@ -192,7 +228,9 @@ impl Lane {
         let bound = live.bindings.remove(which);
         let path = binding(&live.id, &bound.id);
         let asked = self.underway.send("unbind");
-        let answer = self.change("DELETE", &format!("{path}?{}", ids(self.service)), None).await;
+        let answer = self
+            .change("DELETE", &format!("{path}?{}", ids(self.service)), None)
+            .await;
         let answer = answer.expect(&[200, 202, 410]);
         self.end(&answer, &path, "unbind").await;
         drop(asked);
@@ -207,7 +245,9 @@ impl Lane {
         let parameters = self.service.change(self.dice.below(1000));
         let body = json!({"service_id": self.service.ids().0, "parameters": parameters});
         let asked = self.underway.send("update");
-        let answer = self.change("PATCH", &format!("{path}?accepts_incomplete=true"), Some(&body)).await;
+        let answer = self
+            .change("PATCH", &format!("{path}?accepts_incomplete=true"), Some(&body))
+            .await;
         let answer = answer.expect(&[200, 202]);
         self.end(&answer, &path, "update").await;
         drop(asked);
@@ -223,12 +263,19 @@ impl Lane {
         let live = self.live.take().unwrap();
         let path = instance(&live.id);
         let asked = self.underway.send("delete");
-        let answer = self.change("DELETE", &format!("{path}?{}", ids(self.service)), None).await;
+        let answer = self
+            .change("DELETE", &format!("{path}?{}", ids(self.service)), None)
+            .await;
         let answer = answer.expect(&[200, 202, 410]);
         self.end(&answer, &path, "delete").await;
         drop(asked);
         for bound in &live.bindings {
-            assert_ne!(clients::access(self.service, &bound.credentials).await, Access::In, "{}", self.name);
+            assert_ne!(
+                clients::access(self.service, &bound.credentials).await,
+                Access::In,
+                "{}",
+                self.name
+            );
         }
         self.note("delete");
     }
@@ -244,7 +291,12 @@ impl Lane {
         }
         if let (Some((key, value)), Some(bound)) = (&live.kept, live.bindings.first()) {
             let found = clients::read(self.service, &bound.credentials, key).await;
-            assert_eq!(found.as_ref(), Some(value), "{}: data written through a binding", self.name);
+            assert_eq!(
+                found.as_ref(),
+                Some(value),
+                "{}: data written through a binding",
+                self.name
+            );
         }
     }
 
@@ -264,6 +316,8 @@ struct Tally {
     steps: BTreeMap<(String, String), u64>,
     kills: u64,
     idle: u64,
+    waited: Duration,
+    starting: Duration,
 }
 
 struct Killer<'a> {
@@ -283,16 +337,24 @@ impl Killer<'_> {
                 KINDS.into_iter().min_by_key(|kind| count(kind)).unwrap()
             };
             let wanted = least(&self.tally);
-            let end = Instant::now() + Duration::from_millis(1200);
+            let begun = Instant::now();
+            let end = begun + Duration::from_millis(800);
             while !self.underway.has(wanted) && (Instant::now() < end || !self.underway.any()) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
-                assert!(Instant::now() < end + Duration::from_secs(60), "nobody asks for anything any more");
+                assert!(
+                    Instant::now() < end + Duration::from_secs(60),
+                    "nobody asks for anything any more"
+                );
             }
             let within = *self.dice.pick(&[30, 120, 400]);
             tokio::time::sleep(Duration::from_millis(self.dice.below(within))).await;
+            let waited = begun.elapsed();
             self.broker.kill9();
             self.count().await;
+            let down = Instant::now();
             tokio::task::block_in_place(|| self.broker.again());
+            self.tally.waited += waited;
+            self.tally.starting += down.elapsed();
         }
     }
 
@@ -309,7 +371,9 @@ impl Killer<'_> {
             }
         }
         let _ = std::fs::remove_file(self.home.path().join("copy.db-shm"));
-        let mut db = SqliteConnection::connect(&format!("sqlite://{}", copy.display())).await.unwrap();
+        let mut db = SqliteConnection::connect(&format!("sqlite://{}", copy.display()))
+            .await
+            .unwrap();
         let rows = sqlx::query(
             "SELECT o.kind, o.step, b.requested LIKE '%\"predecessor_binding_id\":\"%' FROM operations o \
              LEFT JOIN bindings b ON b.bid = o.bid WHERE o.state = 'open'",
@@ -367,11 +431,20 @@ async fn killed_at_any_moment_it_goes_on_where_it_was() {
     })
     .collect();
     let state = State::dev(&home).await;
-    let mut killer = Killer { home: &home, broker: &mut broker, underway, dice: Dice::new(seed), tally: Tally::default() };
+    let mut killer = Killer {
+        home: &home,
+        broker: &mut broker,
+        underway,
+        dice: Dice::new(seed),
+        tally: Tally::default(),
+    };
 
     while killer.tally.kills < kills {
         let stop = Arc::new(AtomicBool::new(false));
-        let running: Vec<_> = lanes.drain(..).map(|lane| tokio::spawn(lane.run(stop.clone()))).collect();
+        let running: Vec<_> = lanes
+            .drain(..)
+            .map(|lane| tokio::spawn(lane.run(stop.clone())))
+            .collect();
         let mut running = futures::future::try_join_all(running);
         let times = ROUND.min(kills - killer.tally.kills);
         tokio::select! {
@@ -388,7 +461,11 @@ async fn killed_at_any_moment_it_goes_on_where_it_was() {
         let expected: Vec<Expected> = lanes.iter().filter_map(Lane::expected).collect();
         let wrong = state.audit(&home.instances(), &expected).await;
         assert!(wrong.is_empty(), "after {} kills: {wrong:#?}", killer.tally.kills);
-        println!("{} kills, {:.0} s", killer.tally.kills, begun.elapsed().as_secs_f32());
+        println!(
+            "{} kills, {:.0} s",
+            killer.tally.kills,
+            begun.elapsed().as_secs_f32()
+        );
     }
 
     for lane in &mut lanes {
@@ -403,14 +480,28 @@ async fn killed_at_any_moment_it_goes_on_where_it_was() {
     for lane in &lanes {
         println!("{:<12} {:?}", lane.name, lane.done);
     }
-    println!("struck while nothing was open: {}; requests repeated: {}", tally.idle, repeated.load(Ordering::Relaxed));
+    println!(
+        "struck while nothing was open: {}; requests repeated: {}",
+        tally.idle,
+        repeated.load(Ordering::Relaxed)
+    );
     for ((kind, step), times) in &tally.steps {
         println!("{kind:<8} {step:<10} {times}");
     }
-    println!("{} kills in {:.0} s", tally.kills, begun.elapsed().as_secs_f32());
+    println!(
+        "{} kills in {:.0} s, of these {:.0} s until the moment to strike and {:.0} s until it was ready again",
+        tally.kills,
+        begun.elapsed().as_secs_f32(),
+        tally.waited.as_secs_f32(),
+        tally.starting.as_secs_f32()
+    );
     if kills >= 100 {
         for kind in KINDS {
-            assert!(tally.kinds.get(kind).is_some_and(|n| *n >= 3), "{kind} was hardly struck: {:?}", tally.kinds);
+            assert!(
+                tally.kinds.get(kind).is_some_and(|n| *n >= 3),
+                "{kind} was hardly struck: {:?}",
+                tally.kinds
+            );
         }
     }
     state.store.close().await;

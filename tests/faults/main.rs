@@ -3,9 +3,17 @@
 //! Every test runs the built program as a process of its own on a data directory of its own and ends by looking
 //! for what should not be there: processes, directories, ports, users, rows. Nothing leaves loopback, every wait
 //! is bounded, and a guard removes processes and directories however a test ends.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::pedantic,
+    clippy::disallowed_methods,
+    missing_docs
+)]
 
 mod dev_cli;
+mod drop_in;
 mod kill9;
 mod replicas;
 mod secrets;

@@ -33,14 +33,28 @@ async fn pair() -> Pair {
     let a = Broker::serve(&home, &served.file, "all");
     let b = Broker::serve(&home, &served.file, "all");
     let (at_a, at_b) = (Served::platform(&a), Served::platform(&b));
-    Pair { at_a, at_b, state: served.state().await, a, b, home }
+    Pair {
+        at_a,
+        at_b,
+        state: served.state().await,
+        a,
+        b,
+        home,
+    }
 }
 
 impl Pair {
     /// Who holds the operation that is open in this step.
     async fn holder(&self, step: &str) -> Option<String> {
-        let open = self.state.store.operations_list(Some(OperationState::Open), 100).await.unwrap();
-        open.into_iter().find(|row| row.operation.step == step).and_then(|row| row.owner)
+        let open = self
+            .state
+            .store
+            .operations_list(Some(OperationState::Open), 100)
+            .await
+            .unwrap();
+        open.into_iter()
+            .find(|row| row.operation.step == step)
+            .and_then(|row| row.owner)
     }
 
     /// Waits until the first broker is inside a step.
@@ -65,7 +79,10 @@ impl Pair {
 
     async fn nothing_wrong(&self, expected: &[Expected]) {
         self.state.idle().await;
-        let wrong = self.state.audit(&self.home.path().join("instances"), expected).await;
+        let wrong = self
+            .state
+            .audit(&self.home.path().join("instances"), expected)
+            .await;
         assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
@@ -76,7 +93,11 @@ impl Pair {
 }
 
 fn expected(service: Service, id: &str, bindings: &[&str]) -> Expected {
-    Expected { service, id: id.into(), bindings: bindings.iter().map(ToString::to_string).collect() }
+    Expected {
+        service,
+        id: id.into(),
+        bindings: bindings.iter().map(ToString::to_string).collect(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,8 +111,10 @@ async fn what_a_killed_broker_was_at_the_other_takes_over() {
     let kept = at_b.bind(Service::Redis, "kept", "first").await;
     clients::write(Service::Redis, &kept, "key", "value").await;
 
-    for round in 0..4 {
-        let service = [Service::Redis, Service::Nats, Service::Postgres, Service::Redis][round];
+    for (round, service) in [Service::Postgres, Service::Redis, Service::Nats]
+        .into_iter()
+        .enumerate()
+    {
         let (id, bound) = (format!("i{round}"), format!("b{round}"));
         let created = at_a.ask_instance(service, &id, json!({})).await;
         let made = at_a.ask_binding(Service::Redis, "kept", &bound, json!({})).await;
@@ -111,13 +134,20 @@ async fn what_a_killed_broker_was_at_the_other_takes_over() {
         tokio::time::sleep(Duration::from_millis(dice.below(60))).await;
         pair.a.kill9();
         assert_eq!(at_b.ended(&gone, &instance(&id)).await, End::Succeeded);
-        assert_eq!(at_b.ended(&revoked, &binding("kept", &bound)).await, End::Succeeded);
+        assert_eq!(
+            at_b.ended(&revoked, &binding("kept", &bound)).await,
+            End::Succeeded
+        );
         clients::comes_to(Service::Redis, &credentials, Access::Refused).await;
         assert_ne!(clients::access(service, &own).await, Access::In);
         tokio::task::block_in_place(|| pair.a.again());
     }
-    assert_eq!(clients::read(Service::Redis, &kept, "key").await.as_deref(), Some("value"));
-    pair.nothing_wrong(&[expected(Service::Redis, "kept", &["first"])]).await;
+    assert_eq!(
+        clients::read(Service::Redis, &kept, "key").await.as_deref(),
+        Some("value")
+    );
+    pair.nothing_wrong(&[expected(Service::Redis, "kept", &["first"])])
+        .await;
     at_a.delete(Service::Redis, "kept").await;
     pair.nothing_wrong(&[]).await;
     pair.end().await;
@@ -127,53 +157,67 @@ async fn what_a_killed_broker_was_at_the_other_takes_over() {
 /// user; the platform uses it and unbinds it. Then the first goes on, and the user is there again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_made_again_by_a_stopped_broker_does_not_stay() {
-    for service in [Service::Redis, Service::Postgres] {
-        let mut pair = pair().await;
-        let (at_a, at_b) = (pair.at_a.clone(), pair.at_b.clone());
-        at_a.create(service, "i").await;
-        let kept = at_a.bind(service, "i", "kept").await;
-        let instances = pair.home.path().join("instances");
-        let freeze = |with: Signal| {
-            for process in processes_below(&instances) {
-                signal(process.pid, with);
-            }
-        };
-        freeze(Signal::SIGSTOP);
-        let asked = at_a.ask_binding(service, "i", "late", json!({})).await;
-        pair.a_is_in("issue").await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        pair.a.pause();
-        freeze(Signal::SIGCONT);
-        pair.b_took(&asked).await;
-        assert_eq!(at_b.ended(&asked, &binding("i", "late")).await, End::Succeeded, "{}", service.name());
-        let late = at_b.credentials("i", "late").await;
-        clients::comes_to(service, &late, Access::In).await;
-        at_b.unbind(service, "i", "late").await;
-        clients::comes_to(service, &late, Access::Refused).await;
+    tokio::join!(made_again(Service::Redis), made_again(Service::Postgres));
+}
 
-        // Whether it still acts is a matter of microseconds; that it did is therefore played here.
-        pair.a.resume();
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let user = pair.state.user("i", "late");
-        if !pair.state.users(service, "i").await.contains(&user) {
-            let port = u16::try_from(late["port"].as_u64().unwrap()).unwrap();
-            clients::make_user(service, port, &pair.state.admin("i").await, &user, late["password"].as_str().unwrap()).await;
+async fn made_again(service: Service) {
+    let mut pair = pair().await;
+    let (at_a, at_b) = (pair.at_a.clone(), pair.at_b.clone());
+    at_a.create(service, "i").await;
+    let kept = at_a.bind(service, "i", "kept").await;
+    let instances = pair.home.path().join("instances");
+    let freeze = |with: Signal| {
+        for process in processes_below(&instances) {
+            signal(process.pid, with);
         }
-        assert!(pair.state.users(service, "i").await.contains(&user));
-        // The sweep looks at the start, and then once a minute: waiting is not what is tested.
-        pair.b.stop();
-        tokio::task::block_in_place(|| pair.b.again());
-        until("the late user is gone", LONG, || async {
-            (!pair.state.users(service, "i").await.contains(&user)).then_some(())
-        })
+    };
+    freeze(Signal::SIGSTOP);
+    let asked = at_a.ask_binding(service, "i", "late", json!({})).await;
+    pair.a_is_in("issue").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    pair.a.pause();
+    freeze(Signal::SIGCONT);
+    pair.b_took(&asked).await;
+    assert_eq!(
+        at_b.ended(&asked, &binding("i", "late")).await,
+        End::Succeeded,
+        "{}",
+        service.name()
+    );
+    let late = at_b.credentials("i", "late").await;
+    clients::comes_to(service, &late, Access::In).await;
+    at_b.unbind(service, "i", "late").await;
+    clients::comes_to(service, &late, Access::Refused).await;
+
+    // Whether it still acts is a matter of microseconds; that it did is therefore played here.
+    pair.a.resume();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let user = pair.state.user("i", "late");
+    if !pair.state.users(service, "i").await.contains(&user) {
+        let port = u16::try_from(late["port"].as_u64().unwrap()).unwrap();
+        clients::make_user(
+            service,
+            port,
+            &pair.state.admin("i").await,
+            &user,
+            late["password"].as_str().unwrap(),
+        )
         .await;
-        clients::comes_to(service, &late, Access::Refused).await;
-        clients::comes_to(service, &kept, Access::In).await;
-        pair.nothing_wrong(&[expected(service, "i", &["kept"])]).await;
-        at_a.delete(service, "i").await;
-        pair.nothing_wrong(&[]).await;
-        pair.end().await;
     }
+    assert!(pair.state.users(service, "i").await.contains(&user));
+    // The sweep looks at the start, and then once a minute: waiting is not what is tested.
+    pair.b.stop();
+    tokio::task::block_in_place(|| pair.b.again());
+    until("the late user is gone", LONG, || async {
+        (!pair.state.users(service, "i").await.contains(&user)).then_some(())
+    })
+    .await;
+    clients::comes_to(service, &late, Access::Refused).await;
+    clients::comes_to(service, &kept, Access::In).await;
+    pair.nothing_wrong(&[expected(service, "i", &["kept"])]).await;
+    at_a.delete(service, "i").await;
+    pair.nothing_wrong(&[]).await;
+    pair.end().await;
 }
 
 /// The stopped broker is in the middle of starting a database, and holds the instance's lock on this machine.
@@ -202,7 +246,11 @@ async fn a_broker_stopped_while_it_starts_a_server_does_not_start_a_second() {
     let pids: Vec<i32> = there.iter().map(|p| p.pid).collect();
     let leaders = there.iter().filter(|p| !pids.contains(&p.parent)).count();
     assert_eq!(leaders, 1, "{there:?}");
-    pair.nothing_wrong(&[expected(Service::Postgres, "db", &["b"]), expected(Service::Redis, "cache", &[])]).await;
+    pair.nothing_wrong(&[
+        expected(Service::Postgres, "db", &["b"]),
+        expected(Service::Redis, "cache", &[]),
+    ])
+    .await;
 
     // Stopped while it removes: the other one removes, and the one that wakes up finds nothing to do.
     let gone = at_a.ask_delete(Service::Postgres, "db").await;

@@ -26,9 +26,28 @@ use std::time::Duration;
 
 /// Members of secrets that are names and places, told to everybody who may know the instance.
 const PUBLIC: [&str; 22] = [
-    "username", "account", "system_account", "system_user", "operator_public", "account_signing_key", "inbox_prefix", "handle",
-    "role", "type", "provider", "host", "hostname", "port", "database", "name", "sslmode", "servers", "protocol", "ports",
-    "endpoints", "subjects",
+    "username",
+    "account",
+    "system_account",
+    "system_user",
+    "operator_public",
+    "account_signing_key",
+    "inbox_prefix",
+    "handle",
+    "role",
+    "type",
+    "provider",
+    "host",
+    "hostname",
+    "port",
+    "database",
+    "name",
+    "sslmode",
+    "servers",
+    "protocol",
+    "ports",
+    "endpoints",
+    "subjects",
 ];
 
 /// Secrets by what they are, for a message that does not show them.
@@ -38,7 +57,11 @@ struct Known(BTreeMap<String, String>);
 impl Known {
     fn add(&mut self, what: &str, secret: &str) {
         // A file of credentials is told piece by piece: each line of it is enough to worry about.
-        for line in secret.lines().map(str::trim).filter(|l| l.len() >= 12 && !l.starts_with("---") && !l.starts_with('*')) {
+        for line in secret
+            .lines()
+            .map(str::trim)
+            .filter(|l| l.len() >= 12 && !l.starts_with("---") && !l.starts_with('*'))
+        {
             // The address without the password is no secret.
             if !line.starts_with("NATS ") && !line.starts_with("nats://") {
                 self.0.insert(line.to_owned(), what.to_owned());
@@ -50,7 +73,10 @@ impl Known {
     fn add_all(&mut self, what: &str, value: &Value) {
         match value {
             Value::Object(members) => {
-                for (name, value) in members.iter().filter(|(name, _)| !PUBLIC.contains(&name.as_str())) {
+                for (name, value) in members
+                    .iter()
+                    .filter(|(name, _)| !PUBLIC.contains(&name.as_str()))
+                {
                     self.add_all(&format!("{what}.{name}"), value);
                 }
             }
@@ -63,7 +89,11 @@ impl Known {
     /// Which of them are in `bytes`.
     fn found_in(&self, bytes: &[u8]) -> BTreeSet<String> {
         let text = String::from_utf8_lossy(bytes);
-        self.0.iter().filter(|(secret, _)| text.contains(secret.as_str())).map(|(_, what)| what.clone()).collect()
+        self.0
+            .iter()
+            .filter(|(secret, _)| text.contains(secret.as_str()))
+            .map(|(_, what)| what.clone())
+            .collect()
     }
 
     fn nowhere_in(&self, place: &str, bytes: &[u8]) {
@@ -81,7 +111,10 @@ struct Watch {
 
 impl Watch {
     fn start(home: &Home) -> Self {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeSet::new())));
+        let (stop, seen) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(Mutex::new(BTreeSet::new())),
+        );
         let (until, into, dir) = (stop.clone(), seen.clone(), home.path().to_owned());
         let thread = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
@@ -95,7 +128,11 @@ impl Watch {
                 std::thread::sleep(Duration::from_millis(8));
             }
         });
-        Self { stop, seen, thread: Some(thread) }
+        Self {
+            stop,
+            seen,
+            thread: Some(thread),
+        }
     }
 
     fn end(mut self) -> BTreeSet<Vec<u8>> {
@@ -115,7 +152,14 @@ impl Drop for Watch {
 async fn learn(state: &State, known: &mut Known) {
     for name in state.sealed.list("").await.unwrap() {
         if let Some(secret) = state.sealed.get(&name).await.unwrap() {
-            let what = name.split_once('/').unwrap().1.split('/').next().unwrap().to_owned();
+            let what = name
+                .split_once('/')
+                .unwrap()
+                .1
+                .split('/')
+                .next()
+                .unwrap()
+                .to_owned();
             known.add_all(&what, &Value::Object(secret.expose().clone()));
         }
     }
@@ -124,12 +168,21 @@ async fn learn(state: &State, known: &mut Known) {
 /// All rows of all tables as text, and the files as they are.
 async fn database(home: &Home) -> (String, Vec<u8>) {
     let path = home.data().join("chandler.db");
-    let mut db = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
-    let tables = sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table'").fetch_all(&mut db).await.unwrap();
+    let mut db = SqliteConnection::connect(&format!("sqlite://{}", path.display()))
+        .await
+        .unwrap();
+    let tables = sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table'")
+        .fetch_all(&mut db)
+        .await
+        .unwrap();
     let (mut rows, mut count) = (String::new(), 0);
     for table in tables {
         let table: String = table.get(0);
-        for row in sqlx::query(AssertSqlSafe(format!("SELECT * FROM {table}"))).fetch_all(&mut db).await.unwrap() {
+        for row in sqlx::query(AssertSqlSafe(format!("SELECT * FROM {table}")))
+            .fetch_all(&mut db)
+            .await
+            .unwrap()
+        {
             count += 1;
             for column in row.columns() {
                 if let Ok(Some(text)) = row.try_get::<Option<String>, _>(column.ordinal()) {
@@ -166,7 +219,10 @@ async fn life(service: Service, platform: &Platform, home: &Home, state: &State)
     let asked = platform.ask_instance(service, id, json!({})).await;
     if service == Service::Postgres {
         // An initialisation that fails once, in the middle of handling the administrator's password.
-        let init = until("initdb runs", Duration::from_secs(60), || async { home.leader(&iid) }).await;
+        let init = until("initdb runs", Duration::from_secs(60), || async {
+            home.leader(&iid)
+        })
+        .await;
         signal(init, Signal::SIGKILL);
     }
     assert_eq!(platform.ended(&asked, &instance(id)).await, End::Succeeded);
@@ -178,7 +234,10 @@ async fn life(service: Service, platform: &Platform, home: &Home, state: &State)
     // A rotation, and the end of the old one.
     let more = json!({"predecessor_binding_id": "first"});
     let answer = platform.ask_binding(service, id, "second", more).await;
-    assert_eq!(platform.ended(&answer, &binding(id, "second")).await, End::Succeeded);
+    assert_eq!(
+        platform.ended(&answer, &binding(id, "second")).await,
+        End::Succeeded
+    );
     let second = platform.credentials(id, "second").await;
     known.add_all("credentials", &second);
     learn(state, &mut known).await;
@@ -190,19 +249,29 @@ async fn life(service: Service, platform: &Platform, home: &Home, state: &State)
     // A bind that fails: its server does not answer, and the operator gives up. Then the server dies.
     let server = home.leader(&iid).unwrap();
     let all = processes_below(&home.instances().join(&iid));
-    all.iter().for_each(|process| signal(process.pid, Signal::SIGSTOP));
+    all.iter()
+        .for_each(|process| signal(process.pid, Signal::SIGSTOP));
     let answer = platform.ask_binding(service, id, "third", json!({})).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     learn(state, &mut known).await;
     if let Some(operation) = answer.operation() {
         // One attempt comes to its end first, so that it is logged why.
         tokio::time::sleep(Duration::from_secs(6)).await;
-        let words = ["operations", "cancel", operation, "--data-dir", home.data().to_str().unwrap()].map(str::to_owned);
-        let output = tokio::task::spawn_blocking(move || process::run(&words.each_ref().map(String::as_str))).await;
+        let words = [
+            "operations",
+            "cancel",
+            operation,
+            "--data-dir",
+            home.data().to_str().unwrap(),
+        ]
+        .map(str::to_owned);
+        let output =
+            tokio::task::spawn_blocking(move || process::run(&words.each_ref().map(String::as_str))).await;
         told.push_str(&text(&output.unwrap()));
     }
     signal(server, Signal::SIGKILL);
-    all.iter().for_each(|process| signal(process.pid, Signal::SIGCONT));
+    all.iter()
+        .for_each(|process| signal(process.pid, Signal::SIGCONT));
     platform.ended(&answer, &binding(id, "third")).await;
     clients::comes_to(service, &second, Access::In).await;
     (known, told)
@@ -241,11 +310,20 @@ async fn no_secret_is_anywhere_but_where_it_belongs() {
         vec!["doctor"],
         vec!["secrets", "rekey"],
     ] {
-        let words: Vec<&str> = words.into_iter().chain(["--data-dir", data.to_str().unwrap()]).collect();
+        let words: Vec<&str> = words
+            .into_iter()
+            .chain(["--data-dir", data.to_str().unwrap()])
+            .collect();
         told.push_str(&text(&tokio::task::block_in_place(|| process::run(&words))));
     }
     for row in state.store.operations_list(None, 100).await.unwrap() {
-        let words = ["operations", "show", &row.operation.id, "--data-dir", data.to_str().unwrap()];
+        let words = [
+            "operations",
+            "show",
+            &row.operation.id,
+            "--data-dir",
+            data.to_str().unwrap(),
+        ];
         told.push_str(&text(&tokio::task::block_in_place(|| process::run(&words))));
     }
     println!("{} secrets are looked for", known.0.len());
@@ -266,7 +344,11 @@ async fn no_secret_is_anywhere_but_where_it_belongs() {
     known.nowhere_in("the database's files after the end", &raw);
 
     let said = broker.said.lock().unwrap().clone();
-    assert_eq!(known.found_in(said.as_bytes()).into_iter().collect::<Vec<_>>(), ["dev password"], "the welcome tells one thing");
+    assert_eq!(
+        known.found_in(said.as_bytes()).into_iter().collect::<Vec<_>>(),
+        ["dev password"],
+        "the welcome tells one thing"
+    );
     state.store.close().await;
     assert!(broker.stop().success());
     let processes = watch.end();
@@ -281,10 +363,17 @@ async fn no_secret_is_anywhere_but_where_it_belongs() {
     known.nowhere_in("what was answered to nobody's questions", told.as_bytes());
     let log = home.logged();
     println!("{} log lines", log.lines().count());
-    assert!(log.contains("\"level\":\"DEBUG\"") && log.contains("will try again"), "the log is talkative and met trouble");
+    assert!(
+        log.contains("\"level\":\"DEBUG\"") && log.contains("will try again"),
+        "the log is talkative and met trouble"
+    );
     for line in log.lines() {
         let found = known.found_in(line.as_bytes());
-        assert!(found.is_empty(), "a log line holds {found:?}; it begins {:?}", line.chars().take(60).collect::<String>());
+        assert!(
+            found.is_empty(),
+            "a log line holds {found:?}; it begins {:?}",
+            line.chars().take(60).collect::<String>()
+        );
     }
 }
 
@@ -293,19 +382,48 @@ async fn errors(platform: &Platform, home: &Home, broker: &Broker, told: &mut St
     let service = Service::Redis;
     let secret = json!({"password": "OopsMySecretParameter1"});
     let tries = [
-        ("PUT", format!("{}?accepts_incomplete=true", instance("x")), Some(provision_body(service, secret.clone()))),
+        (
+            "PUT",
+            format!("{}?accepts_incomplete=true", instance("x")),
+            Some(provision_body(service, secret.clone())),
+        ),
         ("PUT", instance("x"), Some(provision_body(service, json!({})))),
-        ("PUT", format!("{}?accepts_incomplete=true", binding("redis", "x")), Some(bind_body(service, json!({"parameters": secret})))),
-        ("PUT", format!("{}?accepts_incomplete=true", instance("redis")), Some(provision_body(Service::Nats, secret.clone()))),
-        ("PUT", format!("{}?accepts_incomplete=true", binding("redis", "second")), Some(bind_body(service, json!({})))),
-        ("PATCH", format!("{}?accepts_incomplete=true", instance("redis")), Some(json!({"service_id": service.ids().0, "parameters": secret}))),
+        (
+            "PUT",
+            format!("{}?accepts_incomplete=true", binding("redis", "x")),
+            Some(bind_body(service, json!({"parameters": secret}))),
+        ),
+        (
+            "PUT",
+            format!("{}?accepts_incomplete=true", instance("redis")),
+            Some(provision_body(Service::Nats, secret.clone())),
+        ),
+        (
+            "PUT",
+            format!("{}?accepts_incomplete=true", binding("redis", "second")),
+            Some(bind_body(service, json!({}))),
+        ),
+        (
+            "PATCH",
+            format!("{}?accepts_incomplete=true", instance("redis")),
+            Some(json!({"service_id": service.ids().0, "parameters": secret})),
+        ),
         ("DELETE", instance("redis"), None),
-        ("GET", binding("redis", "OopsMySecretPassword22x").replace("OopsMySecretPassword22x", "none"), None),
+        (
+            "GET",
+            binding("redis", "OopsMySecretPassword22x").replace("OopsMySecretPassword22x", "none"),
+            None,
+        ),
         ("POST", "/v2/catalog".into(), Some(secret.clone())),
     ];
     for (method, path, body) in tries {
         let answer = platform.send(method, &path, body.as_ref()).await.unwrap();
-        assert!((400..500).contains(&answer.status), "{method} {path}: {} {}", answer.status, answer.text);
+        assert!(
+            (400..500).contains(&answer.status),
+            "{method} {path}: {} {}",
+            answer.status,
+            answer.text
+        );
         told.push_str(&answer.text);
     }
     let stranger = Platform::new(&broker.address, "dev", "OopsMySecretPassword22");
@@ -313,8 +431,14 @@ async fn errors(platform: &Platform, home: &Home, broker: &Broker, told: &mut St
         told.push_str(&stranger.send("GET", path, None).await.unwrap().text);
         told.push_str(&platform.send("GET", path, None).await.unwrap().text);
     }
-    assert!(told.contains("chandler_http_requests_total"), "the metrics were read");
-    for entry in std::fs::read_dir(home.instances().join(".state")).unwrap().flatten() {
+    assert!(
+        told.contains("chandler_http_requests_total"),
+        "the metrics were read"
+    );
+    for entry in std::fs::read_dir(home.instances().join(".state"))
+        .unwrap()
+        .flatten()
+    {
         told.push_str(&std::fs::read_to_string(entry.path()).unwrap());
     }
 }
@@ -335,10 +459,20 @@ fn only_where_they_belong(home: &Home, known: &Known) {
         let at = file.strip_prefix(home.data()).unwrap().display().to_string();
         // What a server writes by itself has the mode it likes, behind a door that is shut; what we write is shut itself.
         let ours = !at.starts_with("instances/") || at.ends_with(".conf");
-        let shut = file.ancestors().take_while(|dir| *dir != home.data()).any(|dir| Home::mode(dir) & 0o077 == 0);
-        assert!(mode & 0o077 == 0 || !ours && shut, "{at} holds {found:?} and has mode {mode:o}");
-        let of_a_service = at.starts_with("instances/") && !at.contains("/log/") && !at.starts_with("instances/.");
-        assert!(of_a_service || at == "dev-password" || at == "seal.key", "{at} holds {found:?}");
+        let shut = file
+            .ancestors()
+            .take_while(|dir| *dir != home.data())
+            .any(|dir| Home::mode(dir) & 0o077 == 0);
+        assert!(
+            mode & 0o077 == 0 || !ours && shut,
+            "{at} holds {found:?} and has mode {mode:o}"
+        );
+        let of_a_service =
+            at.starts_with("instances/") && !at.contains("/log/") && !at.starts_with("instances/.");
+        assert!(
+            of_a_service || at == "dev-password" || at == "seal.key",
+            "{at} holds {found:?}"
+        );
         assert!(!at.ends_with("/password"), "{at} is for the initialisation only");
         println!("{at} ({:o}) holds {found:?}", mode & 0o777);
     }

@@ -48,16 +48,25 @@ fn rooms_import_only_what_they_may() {
     ]);
     let mut wrong = Vec::new();
     for (path, text) in source() {
-        let Some(allowed) = may.get(room(&path).as_str()) else { continue };
+        let Some(allowed) = may.get(room(&path).as_str()) else {
+            continue;
+        };
         for (number, line) in text.lines().enumerate() {
             for (at, _) in line.match_indices("crate::") {
                 if line.trim_start().starts_with("//") {
                     continue;
                 }
-                let target: String = line[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let target: String = line[at + 7..]
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
                 let internal = allowed.contains(&target.as_str());
                 if !target.is_empty() && !internal {
-                    wrong.push(format!("{}:{}: may not import {target}", path.display(), number + 1));
+                    wrong.push(format!(
+                        "{}:{}: may not import {target}",
+                        path.display(),
+                        number + 1
+                    ));
                 }
             }
         }
@@ -77,9 +86,16 @@ fn adapters_stand_alone() {
         let own = parts[1].trim_end_matches(".rs");
         for (number, line) in text.lines().enumerate() {
             if let Some(at) = line.find("crate::adapters::") {
-                let target: String = line[at + 17..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let target: String = line[at + 17..]
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
                 if target != own {
-                    wrong.push(format!("{}:{}: adapter {own} imports adapter {target}", path.display(), number + 1));
+                    wrong.push(format!(
+                        "{}:{}: adapter {own} imports adapter {target}",
+                        path.display(),
+                        number + 1
+                    ));
                 }
             }
         }
@@ -107,10 +123,14 @@ fn libraries_stay_home() {
                 let ours = line.starts_with("//") || line.starts_with("use crate::");
                 // A log target in quotes is no use of the library.
                 let ours = ours || line.contains(&format!("\"{library}::"));
-                !ours && (line.contains(&format!("{library}::")) || line.starts_with(&format!("use {library}")))
+                !ours
+                    && (line.contains(&format!("{library}::")) || line.starts_with(&format!("use {library}")))
             });
             if used && !allowed.iter().any(|home| shown.starts_with(home)) {
-                wrong.push(format!("{shown} uses {library}, whose home is {}", allowed.join(", ")));
+                wrong.push(format!(
+                    "{shown} uses {library}, whose home is {}",
+                    allowed.join(", ")
+                ));
             }
         }
     }
@@ -121,6 +141,10 @@ fn libraries_stay_home() {
 fn no_file_is_a_house_of_its_own() {
     for (path, text) in source() {
         let lines = text.lines().count();
-        assert!(lines <= 800, "{} has {lines} lines: two things live in one room", path.display());
+        assert!(
+            lines <= 800,
+            "{} has {lines} lines: two things live in one room",
+            path.display()
+        );
     }
 }

@@ -56,17 +56,26 @@ async fn broker() -> TestBroker {
 async fn accept(broker: &TestBroker, kind: Kind) {
     let bind = |name: &'static str| async move {
         broker
-            .put(&format!("{I}/service_bindings/{name}?accepts_incomplete=true"), &catalog::bind_body())
+            .put(
+                &format!("{I}/service_bindings/{name}?accepts_incomplete=true"),
+                &catalog::bind_body(),
+            )
             .await
             .expect(202);
         broker.run_until_idle().await;
     };
     if kind == Kind::Expire {
         let body = json!({"service_id": catalog::ALPHA, "plan_id": catalog::SHORT, "organization_guid": "o", "space_guid": "s"});
-        broker.put(&format!("{I}?accepts_incomplete=true"), &body).await.expect(202);
+        broker
+            .put(&format!("{I}?accepts_incomplete=true"), &body)
+            .await
+            .expect(202);
         broker.run_until_idle().await;
         let body = json!({"service_id": catalog::ALPHA, "plan_id": catalog::SHORT});
-        broker.put(&format!("{I}/service_bindings/a?accepts_incomplete=true"), &body).await.expect(202);
+        broker
+            .put(&format!("{I}/service_bindings/a?accepts_incomplete=true"), &body)
+            .await
+            .expect(202);
         broker.run_until_idle().await;
         broker.advance(Duration::from_secs(601));
         assert_eq!(broker.sweeper().bindings().await.unwrap().expired, 1);
@@ -77,31 +86,52 @@ async fn accept(broker: &TestBroker, kind: Kind) {
     }
     match kind {
         Kind::Provision => {
-            broker.put(&format!("{I}?accepts_incomplete=true"), &catalog::provision_body()).await.expect(202);
+            broker
+                .put(
+                    &format!("{I}?accepts_incomplete=true"),
+                    &catalog::provision_body(),
+                )
+                .await
+                .expect(202);
         }
         Kind::Update => {
             let body = json!({"service_id": catalog::ALPHA, "plan_id": MEDIUM, "parameters": {"size": 7}});
-            broker.patch(&format!("{I}?accepts_incomplete=true"), &body).await.expect(202);
+            broker
+                .patch(&format!("{I}?accepts_incomplete=true"), &body)
+                .await
+                .expect(202);
         }
         Kind::Deprovision => {
             bind("a").await;
-            broker.delete(&format!("{I}?accepts_incomplete=true&{}", ids())).await.expect(202);
+            broker
+                .delete(&format!("{I}?accepts_incomplete=true&{}", ids()))
+                .await
+                .expect(202);
         }
         Kind::Bind => {
             broker
-                .put(&format!("{I}/service_bindings/a?accepts_incomplete=true"), &catalog::bind_body())
+                .put(
+                    &format!("{I}/service_bindings/a?accepts_incomplete=true"),
+                    &catalog::bind_body(),
+                )
                 .await
                 .expect(202);
         }
         Kind::Rotate => {
             bind("a").await;
             let body = json!({"predecessor_binding_id": "a"});
-            broker.put(&format!("{I}/service_bindings/b?accepts_incomplete=true"), &body).await.expect(202);
+            broker
+                .put(&format!("{I}/service_bindings/b?accepts_incomplete=true"), &body)
+                .await
+                .expect(202);
         }
         Kind::Unbind => {
             bind("a").await;
             broker
-                .delete(&format!("{I}/service_bindings/a?accepts_incomplete=true&{}", ids()))
+                .delete(&format!(
+                    "{I}/service_bindings/a?accepts_incomplete=true&{}",
+                    ids()
+                ))
                 .await
                 .expect(202);
         }
@@ -114,18 +144,34 @@ async fn state(broker: &TestBroker) -> Vec<String> {
     let store = broker.engine.store();
     let mut seen = Vec::new();
     for i in store.instances_page("", None, 100).await.unwrap() {
-        seen.push(format!("instance {} {} {:?} {:?}", i.state, i.usable, i.attributes, i.maintenance_version));
+        seen.push(format!(
+            "instance {} {} {:?} {:?}",
+            i.state, i.usable, i.attributes, i.maintenance_version
+        ));
         for b in store.bindings_of(&i.iid).await.unwrap() {
-            seen.push(format!("binding {} {} residue={} {:?}", b.binding_id, b.state, b.residue, b.attributes));
+            seen.push(format!(
+                "binding {} {} residue={} {:?}",
+                b.binding_id, b.state, b.residue, b.attributes
+            ));
         }
     }
     for row in store.operations_list(None, 100).await.unwrap() {
-        seen.push(format!("operation {} {:?}", row.operation.kind, row.operation.state));
+        seen.push(format!(
+            "operation {} {:?}",
+            row.operation.kind, row.operation.state
+        ));
     }
     let world: BTreeMap<String, FakeInstance> = broker.world.instances.lock().unwrap().clone();
     for (iid, i) in world {
-        let users: Vec<_> = i.users.iter().map(|(u, (_, role))| format!("{u}:{role}")).collect();
-        seen.push(format!("world {iid} {} {} {} {users:?}", i.applied, i.running, i.prepared));
+        let users: Vec<_> = i
+            .users
+            .iter()
+            .map(|(u, (_, role))| format!("{u}:{role}"))
+            .collect();
+        seen.push(format!(
+            "world {iid} {} {} {} {users:?}",
+            i.applied, i.running, i.prepared
+        ));
     }
     for name in broker.engine.ports().secrets.list("").await.unwrap() {
         seen.push(format!("secret {name}"));
@@ -147,9 +193,16 @@ async fn credentials_work(broker: &TestBroker) {
 }
 
 async fn clean_up(broker: TestBroker) {
-    let plan = if broker.get(I).await.body["plan_id"] == catalog::SHORT { catalog::SHORT } else { catalog::SMALL };
+    let plan = if broker.get(I).await.body["plan_id"] == catalog::SHORT {
+        catalog::SHORT
+    } else {
+        catalog::SMALL
+    };
     let gone = broker
-        .delete(&format!("{I}?accepts_incomplete=true&service_id={}&plan_id={plan}", catalog::ALPHA))
+        .delete(&format!(
+            "{I}?accepts_incomplete=true&service_id={}&plan_id={plan}",
+            catalog::ALPHA
+        ))
         .await;
     assert!([202, 410].contains(&gone.status), "{}", gone.text);
     broker.run_until_idle().await;
@@ -179,7 +232,11 @@ async fn every_kind_every_call_before_and_after() {
                 dying.abort();
                 let _ = dying.await;
                 // Until its lease is over nobody touches the operation.
-                assert_eq!(broker.run_due().await, 0, "{kind:?} {call} {when:?}: the lease holds");
+                assert_eq!(
+                    broker.run_due().await,
+                    0,
+                    "{kind:?} {call} {when:?}: the lease holds"
+                );
                 broker.engine.store().expire_leases().await.unwrap();
                 broker.run_until_idle().await;
                 assert_eq!(state(&broker).await, expected, "{kind:?}, dead {when:?} {call}");
@@ -203,10 +260,19 @@ async fn passing_failures_only_delay() {
             let broker = broker().await;
             accept(&broker, kind).await;
             for when in [When::Before, When::After] {
-                broker.world.plan(call, when, Effect::Fail(PortErrorKind::Transient, "a passing failure"), 3);
+                broker.world.plan(
+                    call,
+                    when,
+                    Effect::Fail(PortErrorKind::Transient, "a passing failure"),
+                    3,
+                );
             }
             broker.run_until_idle().await;
-            assert_eq!(state(&broker).await, expected, "{kind:?}, {call} failing for a while");
+            assert_eq!(
+                state(&broker).await,
+                expected,
+                "{kind:?}, {call} failing for a while"
+            );
             credentials_work(&broker).await;
             clean_up(broker).await;
         }
@@ -220,16 +286,37 @@ async fn a_bind_that_cannot_work_is_undone() {
         for when in [When::Before, When::After] {
             let broker = broker().await;
             accept(&broker, Kind::Bind).await;
-            broker.world.plan(call, when, Effect::Fail(PortErrorKind::Denied, "The backend says no."), 1);
+            broker.world.plan(
+                call,
+                when,
+                Effect::Fail(PortErrorKind::Denied, "The backend says no."),
+                1,
+            );
             broker.run_until_idle().await;
-            let last = broker.get(&format!("{I}/service_bindings/a/last_operation")).await.expect(200);
+            let last = broker
+                .get(&format!("{I}/service_bindings/a/last_operation"))
+                .await
+                .expect(200);
             assert_eq!(last.body["state"], "failed");
-            assert!(last.body["description"].as_str().unwrap().contains("The backend says no."), "{}", last.text);
-            assert!(broker.world.users().is_empty(), "{call} {when:?}: no user is left");
+            assert!(
+                last.body["description"]
+                    .as_str()
+                    .unwrap()
+                    .contains("The backend says no."),
+                "{}",
+                last.text
+            );
+            assert!(
+                broker.world.users().is_empty(),
+                "{call} {when:?}: no user is left"
+            );
             broker.get(&format!("{I}/service_bindings/a")).await.expect(404);
             // P-18 for bindings: the same request is a fresh attempt.
             broker
-                .put(&format!("{I}/service_bindings/a?accepts_incomplete=true"), &catalog::bind_body())
+                .put(
+                    &format!("{I}/service_bindings/a?accepts_incomplete=true"),
+                    &catalog::bind_body(),
+                )
                 .await
                 .expect(202);
             broker.run_until_idle().await;
@@ -244,10 +331,23 @@ async fn a_bind_that_cannot_work_is_undone() {
 async fn an_undo_that_fails_is_finished_by_the_sweep() {
     let broker = broker().await;
     accept(&broker, Kind::Bind).await;
-    broker.world.plan("verify", When::Before, Effect::Fail(PortErrorKind::Denied, "no"), 1);
-    broker.world.plan("revoke", When::Before, Effect::Fail(PortErrorKind::Transient, "the server is away"), 10_000);
+    broker.world.plan(
+        "verify",
+        When::Before,
+        Effect::Fail(PortErrorKind::Denied, "no"),
+        1,
+    );
+    broker.world.plan(
+        "revoke",
+        When::Before,
+        Effect::Fail(PortErrorKind::Transient, "the server is away"),
+        10_000,
+    );
     broker.run_until_idle().await;
-    let last = broker.get(&format!("{I}/service_bindings/a/last_operation")).await.expect(200);
+    let last = broker
+        .get(&format!("{I}/service_bindings/a/last_operation"))
+        .await
+        .expect(200);
     assert_eq!(last.body["state"], "failed");
     assert_eq!(broker.world.users().len(), 1, "the user is still there");
     assert!(!broker.left_over().await.is_empty(), "and a row knows about it");
@@ -263,16 +363,27 @@ async fn an_undo_that_fails_is_finished_by_the_sweep() {
 async fn an_unbind_that_fails_is_finished_by_the_sweep() {
     let broker = broker().await;
     accept(&broker, Kind::Unbind).await;
-    broker.world.plan("revoke", When::Before, Effect::Fail(PortErrorKind::Transient, "the server is away"), 10_000);
+    broker.world.plan(
+        "revoke",
+        When::Before,
+        Effect::Fail(PortErrorKind::Transient, "the server is away"),
+        10_000,
+    );
     broker.run_until_idle().await;
-    let last = broker.get(&format!("{I}/service_bindings/a/last_operation")).await.expect(200);
+    let last = broker
+        .get(&format!("{I}/service_bindings/a/last_operation"))
+        .await
+        .expect(200);
     assert_eq!(last.body["state"], "failed");
     broker.world.calm();
     broker.advance(Duration::from_secs(61));
     assert_eq!(broker.sweeper().bindings().await.unwrap().residual, 1);
     broker.run_until_idle().await;
     assert!(broker.world.users().is_empty());
-    broker.delete(&format!("{I}/service_bindings/a?{}", ids())).await.expect(410);
+    broker
+        .delete(&format!("{I}/service_bindings/a?{}", ids()))
+        .await
+        .expect(410);
     clean_up(broker).await;
 }
 
@@ -282,12 +393,30 @@ async fn a_failed_update_goes_back_and_says_so() {
     broker.provisioned("one").await;
     let before = broker.get(I).await.expect(200).body;
     let body = json!({"service_id": catalog::ALPHA, "plan_id": MEDIUM, "parameters": {"size": 7}});
-    broker.patch(&format!("{I}?accepts_incomplete=true"), &body).await.expect(202);
-    broker.world.plan("apply", When::Before, Effect::Fail(PortErrorKind::Invalid, "Too little memory on this machine."), 1);
+    broker
+        .patch(&format!("{I}?accepts_incomplete=true"), &body)
+        .await
+        .expect(202);
+    broker.world.plan(
+        "apply",
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "Too little memory on this machine."),
+        1,
+    );
     broker.run_until_idle().await;
     let last = broker.get(&format!("{I}/last_operation")).await.expect(200);
-    assert_eq!((&last.body["state"], &last.body["instance_usable"]), (&json!("failed"), &json!(true)));
-    assert!(last.body["description"].as_str().unwrap().starts_with("Too little memory"), "{}", last.text);
+    assert_eq!(
+        (&last.body["state"], &last.body["instance_usable"]),
+        (&json!("failed"), &json!(true))
+    );
+    assert!(
+        last.body["description"]
+            .as_str()
+            .unwrap()
+            .starts_with("Too little memory"),
+        "{}",
+        last.text
+    );
     assert_eq!(broker.get(I).await.expect(200).body, before, "G-09");
     clean_up(broker).await;
 }
@@ -297,14 +426,34 @@ async fn an_update_that_cannot_go_back_leaves_an_unusable_instance_that_an_updat
     let broker = broker().await;
     broker.provisioned("one").await;
     let body = json!({"service_id": catalog::ALPHA, "parameters": {"size": 7}});
-    broker.patch(&format!("{I}?accepts_incomplete=true"), &body).await.expect(202);
-    broker.world.plan("apply", When::Before, Effect::Fail(PortErrorKind::Invalid, "no"), 2);
+    broker
+        .patch(&format!("{I}?accepts_incomplete=true"), &body)
+        .await
+        .expect(202);
+    broker.world.plan(
+        "apply",
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "no"),
+        2,
+    );
     broker.run_until_idle().await;
     let last = broker.get(&format!("{I}/last_operation")).await.expect(200);
-    assert_eq!((&last.body["state"], &last.body["instance_usable"]), (&json!("failed"), &json!(false)));
-    broker.patch(&format!("{I}?accepts_incomplete=true"), &json!({"service_id": catalog::ALPHA})).await.expect(202);
+    assert_eq!(
+        (&last.body["state"], &last.body["instance_usable"]),
+        (&json!("failed"), &json!(false))
+    );
+    broker
+        .patch(
+            &format!("{I}?accepts_incomplete=true"),
+            &json!({"service_id": catalog::ALPHA}),
+        )
+        .await
+        .expect(202);
     broker.run_until_idle().await;
-    assert_eq!(broker.get(&format!("{I}/last_operation")).await.body["state"], "succeeded");
+    assert_eq!(
+        broker.get(&format!("{I}/last_operation")).await.body["state"],
+        "succeeded"
+    );
     clean_up(broker).await;
 }
 
@@ -316,7 +465,11 @@ async fn a_deadline_ends_what_never_becomes_ready() {
     broker.run_until_idle().await;
     let last = broker.get(&format!("{I}/last_operation")).await.expect(200);
     assert_eq!(last.body["state"], "failed");
-    assert!(last.body["description"].as_str().unwrap().contains("more looks"), "says what was seen last: {}", last.text);
+    assert!(
+        last.body["description"].as_str().unwrap().contains("more looks"),
+        "says what was seen last: {}",
+        last.text
+    );
     broker.get(I).await.expect(404);
     clean_up(broker).await;
 }
@@ -325,7 +478,15 @@ async fn a_deadline_ends_what_never_becomes_ready() {
 async fn an_instance_that_stops_is_started_again_by_the_sweep() {
     let broker = broker().await;
     broker.provisioned("one").await;
-    let iid = broker.world.instances.lock().unwrap().keys().next().unwrap().clone();
+    let iid = broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .keys()
+        .next()
+        .unwrap()
+        .clone();
     broker.world.stop(&iid);
     assert_eq!(broker.sweeper().revive().await.unwrap().revived, 1);
     assert!(broker.world.instances.lock().unwrap()[&iid].running);
@@ -338,13 +499,22 @@ async fn what_no_row_knows_is_told_and_not_touched() {
     let broker = broker().await;
     broker.provisioned("one").await;
     let stranger = "aaaaaaaaaaaaaaaaaaaaaaaaaa";
-    broker.world.instances.lock().unwrap().insert(stranger.into(), FakeInstance::default());
+    broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .insert(stranger.into(), FakeInstance::default());
     let seen = broker.sweeper().orphans().await.unwrap();
     assert_eq!((seen.orphans, seen.unknown), (0, 1));
     assert_eq!(broker.world.instances.lock().unwrap().len(), 2);
     assert_eq!(broker.sweeper().unknown().await.unwrap(), [stranger]);
     assert!(broker.sweeper().remove(stranger).await);
-    assert_eq!(broker.world.instances.lock().unwrap().len(), 1, "the one with a row stays");
+    assert_eq!(
+        broker.world.instances.lock().unwrap().len(),
+        1,
+        "the one with a row stays"
+    );
     clean_up(broker).await;
 }
 
@@ -353,9 +523,22 @@ async fn what_no_row_knows_is_told_and_not_touched() {
 async fn what_comes_late_after_the_end_is_removed_by_the_sweep() {
     let broker = broker().await;
     broker.provisioned("one").await;
-    let iid = broker.world.instances.lock().unwrap().keys().next().unwrap().clone();
+    let iid = broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .keys()
+        .next()
+        .unwrap()
+        .clone();
     broker.deleted("one").await;
-    broker.world.instances.lock().unwrap().insert(iid, FakeInstance::default());
+    broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .insert(iid, FakeInstance::default());
     let seen = broker.sweeper().orphans().await.unwrap();
     assert_eq!((seen.orphans, seen.unknown), (1, 0));
     assert!(broker.world.instances.lock().unwrap().is_empty());
@@ -365,21 +548,41 @@ async fn what_comes_late_after_the_end_is_removed_by_the_sweep() {
 /// DELETE while a worker is inside `apply`: its late write is found and removed, its record is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn delete_during_create_wins_over_a_worker_inside_a_call() {
-    for (call, when) in [("apply", When::Before), ("apply", When::After), ("prepare", When::Before)] {
+    for (call, when) in [
+        ("apply", When::Before),
+        ("apply", When::After),
+        ("prepare", When::Before),
+    ] {
         let broker = broker().await;
         accept(&broker, Kind::Provision).await;
         broker.world.plan(call, when, Effect::Hang, 1);
         let runner = Runner::new(broker.engine.clone());
         let first = tokio::spawn(async move { runner.run_due().await });
         broker.world.hung.notified().await;
-        let put = broker.put(&format!("{I}?accepts_incomplete=true"), &catalog::provision_body()).await.expect(202);
-        let gone = broker.delete(&format!("{I}?accepts_incomplete=true&{}", ids())).await.expect(202);
+        let put = broker
+            .put(
+                &format!("{I}?accepts_incomplete=true"),
+                &catalog::provision_body(),
+            )
+            .await
+            .expect(202);
+        let gone = broker
+            .delete(&format!("{I}?accepts_incomplete=true&{}", ids()))
+            .await
+            .expect(202);
         assert_ne!(put.operation(), gone.operation());
         first.await.unwrap();
         broker.run_until_idle().await;
         let of = |token: String| {
             let broker = &broker;
-            async move { broker.get(&format!("{I}/last_operation?operation={token}")).await.expect(200).body["state"].clone() }
+            async move {
+                broker
+                    .get(&format!("{I}/last_operation?operation={token}"))
+                    .await
+                    .expect(200)
+                    .body["state"]
+                    .clone()
+            }
         };
         assert_eq!(of(put.operation().to_owned()).await, "failed", "L-12");
         assert_eq!(of(gone.operation().to_owned()).await, "succeeded");
@@ -399,7 +602,10 @@ async fn side_by_side_unbinds_keep_every_revocation() {
         let path = format!("{I}/service_bindings/b{n}?accepts_incomplete=true");
         broker.put(&path, &catalog::bind_body()).await.expect(202);
         broker.run_until_idle().await;
-        let got = broker.get(&format!("{I}/service_bindings/b{n}")).await.expect(200);
+        let got = broker
+            .get(&format!("{I}/service_bindings/b{n}"))
+            .await
+            .expect(200);
         handles.push(got.body["credentials"]["username"].as_str().unwrap().to_owned());
     }
     for n in 0..8 {
@@ -416,7 +622,16 @@ async fn side_by_side_unbinds_keep_every_revocation() {
         worker.await.unwrap();
     }
     broker.run_until_idle().await;
-    let revoked = broker.world.instances.lock().unwrap().values().next().unwrap().revoked.clone();
+    let revoked = broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .values()
+        .next()
+        .unwrap()
+        .revoked
+        .clone();
     for handle in handles {
         assert!(revoked.contains(&handle), "{handle} is let in again");
     }
@@ -428,15 +643,38 @@ async fn side_by_side_unbinds_keep_every_revocation() {
 async fn cancel_ends_an_operation_as_failed_and_undone() {
     let broker = broker().await;
     accept(&broker, Kind::Bind).await;
-    broker.world.plan("verify", When::Before, Effect::Fail(PortErrorKind::Transient, "away"), 2);
+    broker.world.plan(
+        "verify",
+        When::Before,
+        Effect::Fail(PortErrorKind::Transient, "away"),
+        2,
+    );
     broker.run_due().await;
-    let open = broker.engine.store().operations_list(Some(OperationState::Open), 10).await.unwrap();
+    let open = broker
+        .engine
+        .store()
+        .operations_list(Some(OperationState::Open), 10)
+        .await
+        .unwrap();
     let id = open[0].operation.id.clone();
     let why = format!("{}.", chandler::engine::CANCELLED);
-    assert!(broker.engine.store().operation_cancel(&id, &why, 0).await.unwrap());
+    assert!(
+        broker
+            .engine
+            .store()
+            .operation_cancel(&id, &why, 0)
+            .await
+            .unwrap()
+    );
     broker.run_until_idle().await;
-    let last = broker.get(&format!("{I}/service_bindings/a/last_operation")).await.expect(200);
-    assert_eq!((&last.body["state"], &last.body["description"]), (&json!("failed"), &json!("Cancelled by an operator.")));
+    let last = broker
+        .get(&format!("{I}/service_bindings/a/last_operation"))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&last.body["state"], &last.body["description"]),
+        (&json!("failed"), &json!("Cancelled by an operator."))
+    );
     assert!(broker.world.users().is_empty());
     clean_up(broker).await;
 }

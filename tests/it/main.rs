@@ -1,13 +1,21 @@
 //! The whole broker under test, in one binary because linking dominates: one file per behaviour.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::pedantic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::pedantic,
+    missing_docs
+)]
 
 mod architecture;
 mod conformance;
 mod crash;
 mod fuzz;
 mod http;
+mod injection;
 mod lifecycle;
 mod model;
+mod openapi;
 mod racing;
 mod replicas;
 mod store;

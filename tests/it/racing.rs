@@ -49,19 +49,30 @@ async fn races(database: Option<String>) {
 fn counted(answers: &[Answer]) -> BTreeMap<(u16, String), usize> {
     let mut counts = BTreeMap::new();
     for answer in answers {
-        *counts.entry((answer.status, answer.error().to_owned())).or_default() += 1;
+        *counts
+            .entry((answer.status, answer.error().to_owned()))
+            .or_default() += 1;
     }
     counts
 }
 
 fn operations(answers: &[Answer]) -> BTreeSet<&str> {
-    answers.iter().filter(|a| a.status == 202).map(Answer::operation).collect()
+    answers
+        .iter()
+        .filter(|a| a.status == 202)
+        .map(Answer::operation)
+        .collect()
 }
 
 #[track_caller]
 fn only(answers: &[Answer], allowed: &[(u16, &str)]) {
     for answer in answers {
-        assert!(allowed.contains(&(answer.status, answer.error())), "{} {}", answer.status, answer.text);
+        assert!(
+            allowed.contains(&(answer.status, answer.error())),
+            "{} {}",
+            answer.status,
+            answer.text
+        );
     }
 }
 
@@ -73,7 +84,9 @@ fn sized(size: usize) -> Value {
 
 async fn clear(broker: &TestBroker) {
     broker.run_until_idle().await;
-    let gone = broker.delete(&format!("{I}?accepts_incomplete=true&{}", ids())).await;
+    let gone = broker
+        .delete(&format!("{I}?accepts_incomplete=true&{}", ids()))
+        .await;
     assert!(matches!(gone.status, 202 | 410), "{}", gone.text);
     broker.run_until_idle().await;
     let left = broker.left_over().await;
@@ -100,11 +113,21 @@ async fn different_creates(broker: &TestBroker) {
     .await;
     only(&answers, &[(202, ""), (409, "Conflict")]);
     assert_eq!(operations(&answers).len(), 1);
-    let winners: BTreeSet<_> = (0..CLIENTS).filter(|i| answers[*i].status == 202).map(|i| 1 + i % 4).collect();
-    assert_eq!((winners.len(), counted(&answers)[&(202, String::new())]), (1, CLIENTS / 4));
+    let winners: BTreeSet<_> = (0..CLIENTS)
+        .filter(|i| answers[*i].status == 202)
+        .map(|i| 1 + i % 4)
+        .collect();
+    assert_eq!(
+        (winners.len(), counted(&answers)[&(202, String::new())]),
+        (1, CLIENTS / 4)
+    );
     broker.run_until_idle().await;
     let made = broker.get(I).await.expect(200);
-    assert_eq!(made.body["parameters"]["size"], json!(winners.first()), "what was made is what the winners asked for");
+    assert_eq!(
+        made.body["parameters"]["size"],
+        json!(winners.first()),
+        "what was made is what the winners asked for"
+    );
     clear(broker).await;
 }
 
@@ -119,10 +142,19 @@ async fn updates(broker: &TestBroker) {
     }))
     .await;
     only(&answers, &[(202, ""), (422, "ConcurrencyError")]);
-    assert_eq!((operations(&answers).len(), counted(&answers)[&(202, String::new())]), (1, CLIENTS / 2));
+    assert_eq!(
+        (
+            operations(&answers).len(),
+            counted(&answers)[&(202, String::new())]
+        ),
+        (1, CLIENTS / 2)
+    );
     broker.run_until_idle().await;
     let winner = (0..CLIENTS).find(|i| answers[*i].status == 202).unwrap();
-    assert_eq!(broker.get(I).await.body["parameters"]["size"], json!(1 + winner % 2));
+    assert_eq!(
+        broker.get(I).await.body["parameters"]["size"],
+        json!(1 + winner % 2)
+    );
     clear(broker).await;
 }
 
@@ -163,7 +195,10 @@ async fn different_binds(broker: &TestBroker) {
     assert_eq!(operations(&answers).len(), 1);
     broker.run_until_idle().await;
     let winner = (0..CLIENTS).find(|i| answers[*i].status == 202).unwrap();
-    assert_eq!(broker.get(B).await.expect(200).body["credentials"]["role"], roles[winner % 4]);
+    assert_eq!(
+        broker.get(B).await.expect(200).body["credentials"]["role"],
+        roles[winner % 4]
+    );
     clear(broker).await;
 }
 
@@ -176,16 +211,30 @@ async fn exclusive(broker: &TestBroker, method: &str) {
         async move {
             match (i % 2, method) {
                 (0, _) => broker.put(&format!("{B}{i}{query}"), &catalog::bind_body()).await,
-                (_, "PATCH") => broker.patch(&format!("{I}{query}"), &json!({"service_id": ALPHA, "parameters": {"size": 7}})).await,
+                (_, "PATCH") => {
+                    broker
+                        .patch(
+                            &format!("{I}{query}"),
+                            &json!({"service_id": ALPHA, "parameters": {"size": 7}}),
+                        )
+                        .await
+                }
                 _ => broker.delete(&format!("{I}{query}")).await,
             }
         }
     }))
     .await;
     only(&answers, &[(202, ""), (422, "ConcurrencyError")]);
-    let accepted = |kind: usize| (0..CLIENTS).filter(|i| i % 2 == kind && answers[*i].status == 202).count();
+    let accepted = |kind: usize| {
+        (0..CLIENTS)
+            .filter(|i| i % 2 == kind && answers[*i].status == 202)
+            .count()
+    };
     let (binds, changes) = (accepted(0), accepted(1));
-    assert!((binds == 0) != (changes == 0), "{method}: {binds} binds and {changes} changes were accepted together");
+    assert!(
+        (binds == 0) != (changes == 0),
+        "{method}: {binds} binds and {changes} changes were accepted together"
+    );
     broker.run_until_idle().await;
     let path = format!("{I}{query}");
     assert!(matches!(broker.delete(&path).await.status, 202 | 410));
@@ -200,11 +249,25 @@ async fn everything(broker: &TestBroker) {
     let clients = join_all((0..CLIENTS).map(|i| {
         let query = &query;
         async move {
-            let (bind, other) = (catalog::bind_body(), json!({"service_id": ALPHA, "plan_id": SMALL, "parameters": {"role": "owner"}}));
+            let (bind, other) = (
+                catalog::bind_body(),
+                json!({"service_id": ALPHA, "plan_id": SMALL, "parameters": {"role": "owner"}}),
+            );
             match i % 8 {
-                0 => broker.put(&format!("{I}{query}"), &catalog::provision_body()).await,
+                0 => {
+                    broker
+                        .put(&format!("{I}{query}"), &catalog::provision_body())
+                        .await
+                }
                 1 => broker.put(&format!("{I}{query}"), &sized(5)).await,
-                2 => broker.patch(&format!("{I}{query}"), &json!({"service_id": ALPHA, "parameters": {"size": 7}})).await,
+                2 => {
+                    broker
+                        .patch(
+                            &format!("{I}{query}"),
+                            &json!({"service_id": ALPHA, "parameters": {"size": 7}}),
+                        )
+                        .await
+                }
                 3 => broker.put(&format!("{B}{query}"), &bind).await,
                 4 => broker.put(&format!("{B}{query}"), &other).await,
                 5 => broker.delete(&format!("{B}{query}")).await,
@@ -230,8 +293,22 @@ async fn everything(broker: &TestBroker) {
         &[(200, ""), (202, ""), (422, "ConcurrencyError"), (409, "Conflict")],
         &[(202, ""), (409, "Conflict"), (422, "ConcurrencyError"), (200, "")],
         &[(200, ""), (202, ""), (404, "NotFound"), (422, "ConcurrencyError")],
-        &[(200, ""), (202, ""), (201, ""), (404, "NotFound"), (409, "Conflict"), (422, "ConcurrencyError")],
-        &[(200, ""), (202, ""), (201, ""), (404, "NotFound"), (409, "Conflict"), (422, "ConcurrencyError")],
+        &[
+            (200, ""),
+            (202, ""),
+            (201, ""),
+            (404, "NotFound"),
+            (409, "Conflict"),
+            (422, "ConcurrencyError"),
+        ],
+        &[
+            (200, ""),
+            (202, ""),
+            (201, ""),
+            (404, "NotFound"),
+            (409, "Conflict"),
+            (422, "ConcurrencyError"),
+        ],
         &[(200, ""), (202, ""), (410, "Gone"), (422, "ConcurrencyError")],
         &[(202, ""), (410, "Gone"), (422, "ConcurrencyError")],
         &[(200, "")],
@@ -243,9 +320,17 @@ async fn everything(broker: &TestBroker) {
     // Whatever won: users exist exactly for bindings that can be fetched.
     let fetched = broker.get(B).await;
     assert!(matches!(fetched.status, 200 | 404), "{}", fetched.text);
-    assert_eq!(broker.world.users().len(), usize::from(fetched.status == 200), "{}", fetched.text);
+    assert_eq!(
+        broker.world.users().len(),
+        usize::from(fetched.status == 200),
+        "{}",
+        fetched.text
+    );
     let instance = broker.get(I).await;
     assert!(matches!(instance.status, 200 | 404), "{}", instance.text);
-    assert_eq!(broker.world.instances.lock().unwrap().len(), usize::from(instance.status == 200));
+    assert_eq!(
+        broker.world.instances.lock().unwrap().len(),
+        usize::from(instance.status == 200)
+    );
     clear(broker).await;
 }

@@ -27,15 +27,27 @@ async fn replicas_share_the_queue_and_nothing_runs_twice() {
     }
     let other = broker.replica(&url, "other").await;
     let (a, b) = (Runner::new(broker.engine.clone()), Runner::new(other.clone()));
-    let (a, b) = tokio::join!(tokio::spawn(async move { a.run_due().await }), tokio::spawn(async move { b.run_due().await }));
+    let (a, b) = tokio::join!(
+        tokio::spawn(async move { a.run_due().await }),
+        tokio::spawn(async move { b.run_due().await })
+    );
     let (a, b) = (a.unwrap(), b.unwrap());
     assert_eq!(a + b, 24, "each operation was claimed once");
     assert!(a > 0 && b > 0, "both worked: {a} and {b}");
     assert_eq!(broker.world.count("apply"), 24);
     for n in 0..24 {
-        let last = broker.get(&format!("/v2/service_instances/i{n}/last_operation")).await.expect(200);
+        let last = broker
+            .get(&format!("/v2/service_instances/i{n}/last_operation"))
+            .await
+            .expect(200);
         assert_eq!(last.body["state"], "succeeded");
-        broker.delete(&format!("/v2/service_instances/i{n}?accepts_incomplete=true&{}", ids())).await.expect(202);
+        broker
+            .delete(&format!(
+                "/v2/service_instances/i{n}?accepts_incomplete=true&{}",
+                ids()
+            ))
+            .await
+            .expect(202);
     }
     broker.run_until_idle().await;
     other.store().close().await;
@@ -48,7 +60,10 @@ async fn a_worker_that_overslept_changes_nothing() {
     let (broker, url) = on_postgres().await;
     broker.provisioned("one").await;
     let path = "/v2/service_instances/one/service_bindings/a";
-    broker.put(&format!("{path}?accepts_incomplete=true"), &catalog::bind_body()).await.expect(202);
+    broker
+        .put(&format!("{path}?accepts_incomplete=true"), &catalog::bind_body())
+        .await
+        .expect(202);
     broker.world.plan("issue", When::After, Effect::Hang, 1);
     let sleeper = Runner::new(broker.engine.clone());
     let sleeping = tokio::spawn(async move { sleeper.run_due().await });
@@ -58,7 +73,11 @@ async fn a_worker_that_overslept_changes_nothing() {
     assert!(Runner::new(other.clone()).run_due().await >= 1);
     let got = broker.get(path).await.expect(200);
     let c = &got.body["credentials"];
-    assert!(broker.world.lets_in(c["username"].as_str().unwrap(), c["password"].as_str().unwrap()));
+    assert!(
+        broker
+            .world
+            .lets_in(c["username"].as_str().unwrap(), c["password"].as_str().unwrap())
+    );
     sleeping.abort();
     let _ = sleeping.await;
     assert_eq!(broker.get(path).await.expect(200).body, got.body);
@@ -78,7 +97,13 @@ async fn a_stolen_lease_stops_the_step() {
     choices.engine.runs_work = false;
     choices.engine.lease = Duration::from_millis(1500);
     let broker = TestBroker::with(choices).await;
-    broker.put("/v2/service_instances/one?accepts_incomplete=true", &catalog::provision_body()).await.expect(202);
+    broker
+        .put(
+            "/v2/service_instances/one?accepts_incomplete=true",
+            &catalog::provision_body(),
+        )
+        .await
+        .expect(202);
     broker.world.plan("apply", When::Before, Effect::Hang, 1);
     let runner = Runner::new(broker.engine.clone());
     let stuck = tokio::spawn(async move { runner.run_due().await });
@@ -95,8 +120,14 @@ async fn a_stolen_lease_stops_the_step() {
             break;
         }
     }
-    tokio::time::timeout(Duration::from_secs(5), stuck).await.expect("the stuck step was stopped").unwrap();
-    let last = broker.get("/v2/service_instances/one/last_operation").await.expect(200);
+    tokio::time::timeout(Duration::from_secs(5), stuck)
+        .await
+        .expect("the stuck step was stopped")
+        .unwrap();
+    let last = broker
+        .get("/v2/service_instances/one/last_operation")
+        .await
+        .expect(200);
     assert_eq!(last.body["state"], "succeeded");
     broker.deleted("one").await;
     other.store().close().await;
@@ -114,10 +145,14 @@ async fn a_stopping_worker_gives_its_leases_back() {
     }
     broker.world.plan("apply", When::Before, Effect::Hang, 1);
     let stop = CancellationToken::new();
-    let runner = tokio::spawn(Runner::new(broker.engine.clone()).run(stop.clone(), Duration::from_millis(300)));
+    let runner =
+        tokio::spawn(Runner::new(broker.engine.clone()).run(stop.clone(), Duration::from_millis(300)));
     broker.world.hung.notified().await;
     stop.cancel();
-    tokio::time::timeout(Duration::from_secs(5), runner).await.expect("it stops in time").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), runner)
+        .await
+        .expect("it stops in time")
+        .unwrap();
     let other = broker.replica(&url, "other").await;
     let runner = Runner::new(other.clone());
     for _ in 0..200 {

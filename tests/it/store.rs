@@ -63,7 +63,10 @@ fn instance(iid: &str) -> Instance {
             plan_id: "p".into(),
             organization_guid: "o".into(),
             space_guid: String::new(),
-            parameters: serde_json::json!({"a": [1, {"b": null}]}).as_object().unwrap().clone(),
+            parameters: serde_json::json!({"a": [1, {"b": null}]})
+                .as_object()
+                .unwrap()
+                .clone(),
         },
         state: InstanceState::Provisioning,
         usable: true,
@@ -125,7 +128,9 @@ async fn accept(store: &Store, id: &str, iid: &str, kind: OperationKind, now: i6
 }
 
 async fn a_row_comes_back_as_it_went_in(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 5).await.unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 5)
+        .await
+        .unwrap();
     let now = store.instance("i1").await.unwrap().unwrap();
     assert_eq!(now.instance, instance("i1"));
     assert_eq!(now.open.unwrap().id, "op1");
@@ -171,7 +176,11 @@ async fn a_failing_write_does_not_take_its_neighbours_down(store: Store) {
     for (n, task) in tasks.into_iter().enumerate() {
         let good = n % 7 != 3;
         assert_eq!(task.await.unwrap(), good, "write {n}");
-        assert_eq!(store.instance(&format!("i{n}")).await.unwrap().is_some(), good, "row {n}");
+        assert_eq!(
+            store.instance(&format!("i{n}")).await.unwrap().is_some(),
+            good,
+            "row {n}"
+        );
     }
 }
 
@@ -185,7 +194,9 @@ async fn a_panicking_write_does_not_stop_the_store(store: Store) {
         })
         .await;
     assert!(panicked.is_err());
-    accept(&store, "op1", "good", OperationKind::Provision, 1).await.unwrap();
+    accept(&store, "op1", "good", OperationKind::Provision, 1)
+        .await
+        .unwrap();
     assert!(store.instance("bad").await.unwrap().is_none());
     assert!(store.instance("good").await.unwrap().is_some());
 }
@@ -198,26 +209,35 @@ async fn a_caller_that_goes_away_leaves_no_half_write(store: Store) {
                 Box::pin(async move {
                     tx.insert_instance(&instance("i1")).await?;
                     tokio::time::sleep(std::time::Duration::from_millis(150)).await;
-                    tx.insert_operation(&operation("op1", "i1", OperationKind::Provision, 1)).await
+                    tx.insert_operation(&operation("op1", "i1", OperationKind::Provision, 1))
+                        .await
                 })
             })
             .await
     });
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     task.abort();
-    accept(&store, "op2", "i2", OperationKind::Provision, 1).await.unwrap();
+    accept(&store, "op2", "i2", OperationKind::Provision, 1)
+        .await
+        .unwrap();
     for _ in 0..100 {
         if store.instance("i1").await.unwrap().is_some() {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    let now = store.instance("i1").await.unwrap().expect("a write once handed in runs to its end");
+    let now = store
+        .instance("i1")
+        .await
+        .unwrap()
+        .expect("a write once handed in runs to its end");
     assert_eq!(now.open.unwrap().id, "op1");
 }
 
 async fn read_then_write_never_loses_an_update(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 0).await.unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 0)
+        .await
+        .unwrap();
     let failures = Arc::new(AtomicU32::new(0));
     let tasks: Vec<_> = (0..8)
         .map(|_| {
@@ -242,18 +262,35 @@ async fn read_then_write_never_loses_an_update(store: Store) {
         task.await.unwrap();
     }
     assert_eq!(failures.load(Ordering::Relaxed), 0);
-    assert_eq!(store.instance("i1").await.unwrap().unwrap().instance.updated_at, 2 + 200);
+    assert_eq!(
+        store.instance("i1").await.unwrap().unwrap().instance.updated_at,
+        2 + 200
+    );
 }
 
 async fn only_one_operation_of_a_subject_can_be_open(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    assert!(accept(&store, "op2", "i1", OperationKind::Update, 1).await.is_err());
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    assert!(
+        accept(&store, "op2", "i1", OperationKind::Update, 1)
+            .await
+            .is_err()
+    );
     assert!(store.operation("op2").await.unwrap().is_none());
 }
 
 async fn a_claim_is_exclusive_and_counts_attempts(store: Store) {
     for n in 0..20 {
-        accept(&store, &format!("op{n}"), &format!("i{n}"), OperationKind::Provision, 1).await.unwrap();
+        accept(
+            &store,
+            &format!("op{n}"),
+            &format!("i{n}"),
+            OperationKind::Provision,
+            1,
+        )
+        .await
+        .unwrap();
     }
     let tasks: Vec<_> = (0..4)
         .map(|n| {
@@ -313,66 +350,150 @@ fn finish(state: OperationState, row: Instance) -> Finish {
 }
 
 async fn a_lost_lease_cannot_record(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    let stale = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    let stale = store
+        .claim("w1", 10, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
     assert!(store.heartbeat("op1", 1, 60_000).await.unwrap());
     store.expire_leases().await.unwrap();
-    let fresh = store.claim("w2", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+    let fresh = store
+        .claim("w2", 10, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
     assert!(!store.heartbeat("op1", 1, 60_000).await.unwrap());
     assert!(!store.advance(&stale, advance("evil", 10), 10).await.unwrap());
     let mut row = instance("i1");
     row.state = InstanceState::Ready;
-    assert!(!store.finish(&stale, finish(OperationState::Succeeded, row.clone()), 10).await.unwrap());
+    assert!(
+        !store
+            .finish(&stale, finish(OperationState::Succeeded, row.clone()), 10)
+            .await
+            .unwrap()
+    );
     let (op, events) = store.operation("op1").await.unwrap().unwrap();
     assert_eq!((op.operation.step.as_str(), events.len()), ("place", 0));
-    assert_eq!(store.instance("i1").await.unwrap().unwrap().instance.state, InstanceState::Provisioning);
+    assert_eq!(
+        store.instance("i1").await.unwrap().unwrap().instance.state,
+        InstanceState::Provisioning
+    );
     assert!(store.advance(&fresh, advance("apply", 10), 10).await.unwrap());
 }
 
 async fn a_superseded_worker_cannot_finish(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    let worker = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    let worker = store
+        .claim("w1", 10, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
     store
         .write(|tx| {
             Box::pin(async move {
                 tx.supersede("op1", "Cancelled.", 20).await?;
-                tx.set_instance_state("i1", InstanceState::Deprovisioning, 20).await?;
-                tx.insert_operation(&operation("op2", "i1", OperationKind::Deprovision, 20)).await
+                tx.set_instance_state("i1", InstanceState::Deprovisioning, 20)
+                    .await?;
+                tx.insert_operation(&operation("op2", "i1", OperationKind::Deprovision, 20))
+                    .await
             })
         })
         .await
         .unwrap();
-    assert!(!store.finish(&worker, finish(OperationState::Succeeded, instance("i1")), 30).await.unwrap());
-    assert!(!store.heartbeat("op1", worker.operation.attempt, 1000).await.unwrap());
+    assert!(
+        !store
+            .finish(&worker, finish(OperationState::Succeeded, instance("i1")), 30)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .heartbeat("op1", worker.operation.attempt, 1000)
+            .await
+            .unwrap()
+    );
     let first = store.last_operation("i1", Some("op1")).await.unwrap().unwrap();
     assert_eq!(first.state, OperationState::Superseded);
-    assert_eq!(store.instance("i1").await.unwrap().unwrap().instance.state, InstanceState::Deprovisioning);
+    assert_eq!(
+        store.instance("i1").await.unwrap().unwrap().instance.state,
+        InstanceState::Deprovisioning
+    );
 }
 
 async fn waiting_operations_are_not_claimed_before_they_are_due(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    let claimed = store
+        .claim("w1", 10, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
     assert!(store.advance(&claimed, advance("ready", 500), 10).await.unwrap());
     assert!(store.claim("w1", 499, 60_000, 1, &[]).await.unwrap().is_empty());
     assert_eq!(store.open_operations().await.unwrap(), (1, Some(500)));
-    let again = store.claim("w1", 500, 60_000, 1, &[]).await.unwrap().pop().unwrap();
-    assert_eq!((again.operation.step.as_str(), again.operation.attempt), ("ready", 2));
+    let again = store
+        .claim("w1", 500, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
+    assert_eq!(
+        (again.operation.step.as_str(), again.operation.attempt),
+        ("ready", 2)
+    );
 }
 
 async fn busy_offerings_are_left_out(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    assert!(store.claim("w", 10, 1000, 5, &["postgres".into(), "redis".into()]).await.unwrap().is_empty());
-    assert_eq!(store.claim("w", 10, 1000, 5, &["redis".into()]).await.unwrap().len(), 1);
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    assert!(
+        store
+            .claim("w", 10, 1000, 5, &["postgres".into(), "redis".into()])
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        store
+            .claim("w", 10, 1000, 5, &["redis".into()])
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 async fn last_operation_answers_for_the_named_one_else_the_latest(store: Store) {
     assert!(store.last_operation("i1", None).await.unwrap().is_none());
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    let claimed = store
+        .claim("w1", 10, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
     let mut row = instance("i1");
     row.state = InstanceState::Ready;
-    store.finish(&claimed, finish(OperationState::Succeeded, row), 11).await.unwrap();
-    accept(&store, "op2", "i1", OperationKind::Deprovision, 1).await.unwrap();
+    store
+        .finish(&claimed, finish(OperationState::Succeeded, row), 11)
+        .await
+        .unwrap();
+    accept(&store, "op2", "i1", OperationKind::Deprovision, 1)
+        .await
+        .unwrap();
     let state = |name: Option<&'static str>| {
         let store = store.clone();
         async move { store.last_operation("i1", name).await.unwrap().unwrap().state }
@@ -383,26 +504,51 @@ async fn last_operation_answers_for_the_named_one_else_the_latest(store: Store) 
 }
 
 async fn finish_moves_operation_and_instance_together(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
-    let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    let claimed = store
+        .claim("w1", 10, 60_000, 1, &[])
+        .await
+        .unwrap()
+        .pop()
+        .unwrap();
     let mut row = instance("i1");
     row.state = InstanceState::Ready;
-    assert!(store.finish(&claimed, finish(OperationState::Succeeded, row), 11).await.unwrap());
+    assert!(
+        store
+            .finish(&claimed, finish(OperationState::Succeeded, row), 11)
+            .await
+            .unwrap()
+    );
     let now = store.instance("i1").await.unwrap().unwrap();
     assert_eq!((now.instance.state, now.open), (InstanceState::Ready, None));
     let (op, events) = store.operation("op1").await.unwrap().unwrap();
-    assert_eq!((op.operation.finished_at, op.operation.state), (Some(11), OperationState::Succeeded));
+    assert_eq!(
+        (op.operation.finished_at, op.operation.state),
+        (Some(11), OperationState::Succeeded)
+    );
     assert_eq!(events.last().unwrap().outcome, "finished");
 }
 
 async fn tombstones_go_with_everything_of_theirs(store: Store) {
     for (iid, op) in [("i1", "op1"), ("i2", "op2")] {
-        accept(&store, op, iid, OperationKind::Deprovision, 1).await.unwrap();
-        let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+        accept(&store, op, iid, OperationKind::Deprovision, 1)
+            .await
+            .unwrap();
+        let claimed = store
+            .claim("w1", 10, 60_000, 1, &[])
+            .await
+            .unwrap()
+            .pop()
+            .unwrap();
         let mut row = instance(iid);
         row.state = InstanceState::Gone;
         row.updated_at = if iid == "i1" { 100 } else { 300 };
-        store.finish(&claimed, finish(OperationState::Succeeded, row), 100).await.unwrap();
+        store
+            .finish(&claimed, finish(OperationState::Succeeded, row), 100)
+            .await
+            .unwrap();
     }
     let binding = binding("b1", "i1");
     store
@@ -421,8 +567,15 @@ async fn tombstones_go_with_everything_of_theirs(store: Store) {
 
 async fn old_operations_go_except_the_latest_of_each_subject(store: Store) {
     for n in 0..3 {
-        accept(&store, &format!("op{n}"), "i1", OperationKind::Update, 1).await.unwrap();
-        let claimed = store.claim("w1", 10, 60_000, 1, &[]).await.unwrap().pop().unwrap();
+        accept(&store, &format!("op{n}"), "i1", OperationKind::Update, 1)
+            .await
+            .unwrap();
+        let claimed = store
+            .claim("w1", 10, 60_000, 1, &[])
+            .await
+            .unwrap()
+            .pop()
+            .unwrap();
         let done = finish(OperationState::Succeeded, instance("i1"));
         store.finish(&claimed, done, 100 + n).await.unwrap();
     }
@@ -474,21 +627,37 @@ async fn replicas_that_start_together_migrate_once(store: Store) {
 }
 
 async fn a_secret_of_what_is_being_deleted_is_refused(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
     assert_eq!(store.secret_insert("i1/admin", "one", 1).await.unwrap(), "one");
     store
-        .write(|tx| Box::pin(async move { tx.set_instance_state("i1", InstanceState::Deprovisioning, 2).await }))
+        .write(|tx| {
+            Box::pin(async move {
+                tx.set_instance_state("i1", InstanceState::Deprovisioning, 2)
+                    .await
+            })
+        })
         .await
         .unwrap();
     for name in ["i1/admin", "i1/generated", "i1/b/x"] {
-        assert!(matches!(store.secret_insert(name, "late", 3).await, Err(Fail::Refused(_))), "{name}");
+        assert!(
+            matches!(store.secret_insert(name, "late", 3).await, Err(Fail::Refused(_))),
+            "{name}"
+        );
     }
     assert_eq!(store.secret_list("i1/").await.unwrap(), ["i1/admin"]);
 
     // Of a binding: while it is being made, and at no other time.
-    accept(&store, "op2", "i2", OperationKind::Provision, 1).await.unwrap();
+    accept(&store, "op2", "i2", OperationKind::Provision, 1)
+        .await
+        .unwrap();
     let mut row = binding("b2", "i2");
-    for (state, good) in [(BindingState::Creating, true), (BindingState::Deleting, false), (BindingState::Gone, false)] {
+    for (state, good) in [
+        (BindingState::Creating, true),
+        (BindingState::Deleting, false),
+        (BindingState::Gone, false),
+    ] {
         row.state = state;
         let saved = row.clone();
         store
@@ -498,13 +667,19 @@ async fn a_secret_of_what_is_being_deleted_is_refused(store: Store) {
             })
             .await
             .unwrap();
-        assert_eq!(store.secret_insert("i2/b/b2", "sealed", 3).await.is_ok(), good, "{state}");
+        assert_eq!(
+            store.secret_insert("i2/b/b2", "sealed", 3).await.is_ok(),
+            good,
+            "{state}"
+        );
         store.secret_delete("i2/b/b2").await.unwrap();
     }
 }
 
 async fn migrating_again_changes_nothing(store: Store) {
-    accept(&store, "op1", "i1", OperationKind::Provision, 1).await.unwrap();
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
     store.migrate().await.unwrap();
     assert!(store.instance("i1").await.unwrap().is_some());
 }

@@ -23,7 +23,10 @@ pub(super) fn find(candidates: &[String], account: &Account) -> Option<PathBuf> 
 }
 
 /// The paths a candidate stands for, best first.
-#[expect(clippy::disallowed_methods, reason = "where programs are is a fact of the machine, not a setting")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "where programs are is a fact of the machine, not a setting"
+)]
 fn expand(candidate: &str) -> Vec<PathBuf> {
     if !candidate.starts_with('/') {
         if candidate.is_empty() || candidate.contains('/') {

@@ -25,7 +25,9 @@ fn load() -> Catalog {
     };
     let size = schema(r#"{"size": {"type": "integer", "minimum": 1, "maximum": 9}}"#);
     let plan = |id: &str, name: &str| {
-        format!("id: {id}\nname: {name}\ndescription: A plan\nmetadata:\n  displayName: P\n  bullets: [One]\n")
+        format!(
+            "id: {id}\nname: {name}\ndescription: A plan\nmetadata:\n  displayName: P\n  bullets: [One]\n"
+        )
     };
     let sources: Sources = [
         (
@@ -151,8 +153,18 @@ fn provision_by_state_and_sameness() {
         (Some(S::ProvisionFailed), "create", "AsyncRequired", "Conflict"),
         (Some(S::Ready), "exists", "exists", "Conflict"),
         (Some(S::Updating), "Concurrency", "AsyncRequired", "Concurrency"),
-        (Some(S::Deprovisioning), "Concurrency", "AsyncRequired", "Concurrency"),
-        (Some(S::DeprovisionFailed), "Concurrency", "AsyncRequired", "Concurrency"),
+        (
+            Some(S::Deprovisioning),
+            "Concurrency",
+            "AsyncRequired",
+            "Concurrency",
+        ),
+        (
+            Some(S::DeprovisionFailed),
+            "Concurrency",
+            "AsyncRequired",
+            "Concurrency",
+        ),
         (Some(S::Gone), "create", "AsyncRequired", "create"),
     ];
     for (state, same, without, different) in table {
@@ -187,8 +199,18 @@ fn update_by_state() {
         (Some(S::ProvisionFailed), "BadRequest", "BadRequest", "BadRequest"),
         (Some(S::Ready), "start", "nothing", "start"),
         (Some(S::Updating), "Concurrency", "Concurrency", "running"),
-        (Some(S::Deprovisioning), "Concurrency", "Concurrency", "Concurrency"),
-        (Some(S::DeprovisionFailed), "BadRequest", "BadRequest", "BadRequest"),
+        (
+            Some(S::Deprovisioning),
+            "Concurrency",
+            "Concurrency",
+            "Concurrency",
+        ),
+        (
+            Some(S::DeprovisionFailed),
+            "BadRequest",
+            "BadRequest",
+            "BadRequest",
+        ),
         (Some(S::Gone), "NotFound", "NotFound", "NotFound"),
     ];
     for (state, other, same, running) in table {
@@ -202,7 +224,11 @@ fn update_by_state() {
             };
             word(update(&catalog, &|_, _| true, &request, found.as_ref()), name)
         };
-        assert_eq!((ask(3).as_str(), ask(1).as_str(), ask(2).as_str()), (other, same, running), "{state:?}");
+        assert_eq!(
+            (ask(3).as_str(), ask(1).as_str(), ask(2).as_str()),
+            (other, same, running),
+            "{state:?}"
+        );
     }
 }
 
@@ -229,16 +255,32 @@ fn deprovision_by_state() {
         (S::DeprovisionFailed, "start"),
         (S::Gone, "Gone"),
     ] {
-        assert_eq!(word(deprovision(false, &request, Some(&now(state))), name), expected, "{state:?}");
+        assert_eq!(
+            word(deprovision(false, &request, Some(&now(state))), name),
+            expected,
+            "{state:?}"
+        );
     }
     assert_eq!(word(deprovision(false, &request, None), name), "Gone");
     let mut busy = now(S::Ready);
     busy.open_on_bindings = 1;
-    assert_eq!(word(deprovision(false, &request, Some(&busy)), name), "Concurrency", "D-06");
+    assert_eq!(
+        word(deprovision(false, &request, Some(&busy)), name),
+        "Concurrency",
+        "D-06"
+    );
     let mut bound = now(S::Ready);
     bound.bindings = 2;
-    assert_eq!(word(deprovision(true, &request, Some(&bound)), name), "BadRequest", "D-09");
-    assert_eq!(word(deprovision(false, &request, Some(&bound)), name), "start", "D-09");
+    assert_eq!(
+        word(deprovision(true, &request, Some(&bound)), name),
+        "BadRequest",
+        "D-09"
+    );
+    assert_eq!(
+        word(deprovision(false, &request, Some(&bound)), name),
+        "start",
+        "D-09"
+    );
 }
 
 fn binding(state: BindingState, open: Option<OperationKind>) -> BindingNow {
@@ -290,12 +332,36 @@ fn bind_and_unbind_by_state() {
     // state, open operation, identical bind, other bind, unbind
     let table = [
         (None, None, "create", "create", "Gone"),
-        (Some(B::Creating), Some(K::Bind), "running", "Conflict", "supersede"),
+        (
+            Some(B::Creating),
+            Some(K::Bind),
+            "running",
+            "Conflict",
+            "supersede",
+        ),
         (Some(B::Ready), None, "exists", "Conflict", "start"),
         (Some(B::Failed), None, "create", "Conflict", "start"),
-        (Some(B::Failed), Some(K::Revoke), "Concurrency", "Conflict", "supersede"),
-        (Some(B::Deleting), Some(K::Unbind), "Concurrency", "Conflict", "running"),
-        (Some(B::Deleting), Some(K::Revoke), "Concurrency", "Conflict", "supersede"),
+        (
+            Some(B::Failed),
+            Some(K::Revoke),
+            "Concurrency",
+            "Conflict",
+            "supersede",
+        ),
+        (
+            Some(B::Deleting),
+            Some(K::Unbind),
+            "Concurrency",
+            "Conflict",
+            "running",
+        ),
+        (
+            Some(B::Deleting),
+            Some(K::Revoke),
+            "Concurrency",
+            "Conflict",
+            "supersede",
+        ),
         (Some(B::DeleteFailed), None, "Concurrency", "Conflict", "start"),
         (Some(B::Expired), None, "Conflict", "Conflict", "start"),
         (Some(B::Gone), None, "create", "create", "Gone"),
@@ -312,7 +378,10 @@ fn bind_and_unbind_by_state() {
             if let Some(role) = role {
                 request.attributes.parameters.insert("role".into(), json!(role));
             }
-            word(bind(&catalog, &request, Some(&ready), found.as_ref(), None, 0), bind_name)
+            word(
+                bind(&catalog, &request, Some(&ready), found.as_ref(), None, 0),
+                bind_name,
+            )
         };
         assert_eq!(ask(None), same, "{state:?} {open:?} identical");
         assert_eq!(ask(Some("readonly")), other, "{state:?} {open:?} different");
@@ -322,7 +391,14 @@ fn bind_and_unbind_by_state() {
             accepts_incomplete: true,
             ..Delete::default()
         };
-        assert_eq!(word(unbind(&catalog, &request, Some(&ready), found.as_ref()), unbind_name), off, "{state:?} {open:?}");
+        assert_eq!(
+            word(
+                unbind(&catalog, &request, Some(&ready), found.as_ref()),
+                unbind_name
+            ),
+            off,
+            "{state:?} {open:?}"
+        );
     }
 }
 

@@ -51,7 +51,11 @@ impl State {
         let store = app::open_store(config).await.unwrap();
         let rows = SqlRows::new(store.clone(), Arc::new(SystemClock));
         let sealed = SealedStore::new(app::seal_keys(config).unwrap(), rows);
-        Self { store, sealed, platform: platform.into() }
+        Self {
+            store,
+            sealed,
+            platform: platform.into(),
+        }
     }
 
     pub fn iid(&self, id: &str) -> String {
@@ -66,13 +70,24 @@ impl State {
     /// The administrator's secrets of an instance.
     pub async fn admin(&self, id: &str) -> Value {
         let secret = self.sealed.get(&secret_name::admin(&self.iid(id))).await.unwrap();
-        Value::Object(secret.unwrap_or_else(|| panic!("{id} has no administrator")).expose().clone())
+        Value::Object(
+            secret
+                .unwrap_or_else(|| panic!("{id} has no administrator"))
+                .expose()
+                .clone(),
+        )
     }
 
     /// Users of bindings that an instance's server knows.
     pub async fn users(&self, service: Service, id: &str) -> Vec<String> {
         let row = self.store.instance(&self.iid(id)).await.unwrap().unwrap();
-        let endpoint = row.instance.endpoints.iter().find(|e| e.name == "client").unwrap().port;
+        let endpoint = row
+            .instance
+            .endpoints
+            .iter()
+            .find(|e| e.name == "client")
+            .unwrap()
+            .port;
         clients::users(service, endpoint, &self.admin(id).await).await
     }
 
@@ -118,15 +133,25 @@ impl State {
     async fn rows(&self, expected: &[Expected], wrong: &mut Vec<String>) {
         let mut should = BTreeMap::new();
         for one in expected {
-            let bids: BTreeSet<String> =
-                one.bindings.iter().map(|b| names::bid(&self.platform, &one.id, b)).collect();
+            let bids: BTreeSet<String> = one
+                .bindings
+                .iter()
+                .map(|b| names::bid(&self.platform, &one.id, b))
+                .collect();
             should.insert(self.iid(&one.id), bids);
         }
         for row in self.store.instances_page("", None, 10_000).await.unwrap() {
             let bids = should.remove(&row.iid);
-            let state = if bids.is_some() { InstanceState::Ready } else { InstanceState::Gone };
+            let state = if bids.is_some() {
+                InstanceState::Ready
+            } else {
+                InstanceState::Gone
+            };
             if row.state != state || !row.usable && bids.is_some() {
-                wrong.push(format!("instance {} is {} instead of {state}", row.instance_id, row.state));
+                wrong.push(format!(
+                    "instance {} is {} instead of {state}",
+                    row.instance_id, row.state
+                ));
             }
             let mut bids = bids.unwrap_or_default();
             for binding in self.store.bindings_of(&row.iid).await.unwrap() {
@@ -143,7 +168,10 @@ impl State {
                     ));
                 }
             }
-            wrong.extend(bids.iter().map(|bid| format!("binding {bid} of {} has no row", row.instance_id)));
+            wrong.extend(
+                bids.iter()
+                    .map(|bid| format!("binding {bid} of {} has no row", row.instance_id)),
+            );
         }
         wrong.extend(should.keys().map(|iid| format!("instance {iid} has no row")));
         let (open, _) = self.store.open_operations().await.unwrap();
@@ -158,7 +186,10 @@ impl State {
             let iid = self.iid(&one.id);
             should.insert(secret_name::admin(&iid));
             for binding in &one.bindings {
-                should.insert(secret_name::binding(&iid, &names::bid(&self.platform, &one.id, binding)));
+                should.insert(secret_name::binding(
+                    &iid,
+                    &names::bid(&self.platform, &one.id, binding),
+                ));
             }
         }
         let there: BTreeSet<String> = self.sealed.list("").await.unwrap().into_iter().collect();
@@ -174,7 +205,10 @@ impl State {
 /// Directories, what the provisioner remembers, and its ports.
 fn on_disk(instances: &Path, live: &BTreeSet<String>, wrong: &mut Vec<String>) {
     let own = [".state", ".ports"].map(String::from);
-    let there: BTreeSet<String> = entries(instances).into_iter().filter(|n| !own.contains(n)).collect();
+    let there: BTreeSet<String> = entries(instances)
+        .into_iter()
+        .filter(|n| !own.contains(n))
+        .collect();
     differ("directory", &there, live, wrong);
     let facts = BTreeSet::from_iter(live.iter().map(|iid| format!("{iid}.facts")));
     let mut kept = entries(&instances.join(".state"));
@@ -188,20 +222,33 @@ fn on_disk(instances: &Path, live: &BTreeSet<String>, wrong: &mut Vec<String>) {
     kept.retain(|n| facts.contains(n));
     differ("facts", &kept, &facts, wrong);
     let mut reserved: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for port in entries(&instances.join(".ports")).into_iter().filter(|n| n.parse::<u16>().is_ok()) {
+    for port in entries(&instances.join(".ports"))
+        .into_iter()
+        .filter(|n| n.parse::<u16>().is_ok())
+    {
         let owner = std::fs::read_link(instances.join(".ports").join(&port)).unwrap();
-        reserved.entry(owner.to_str().unwrap().to_owned()).or_default().insert(port);
+        reserved
+            .entry(owner.to_str().unwrap().to_owned())
+            .or_default()
+            .insert(port);
     }
     for (owner, ports) in &reserved {
         if !live.contains(owner) {
-            wrong.push(format!("ports {ports:?} are reserved for {owner}, who is not there"));
+            wrong.push(format!(
+                "ports {ports:?} are reserved for {owner}, who is not there"
+            ));
         }
     }
     for iid in live {
-        let facts = std::fs::read_to_string(instances.join(format!(".state/{iid}.facts"))).unwrap_or_default();
+        let facts =
+            std::fs::read_to_string(instances.join(format!(".state/{iid}.facts"))).unwrap_or_default();
         let facts: Value = serde_json::from_str(&facts).unwrap_or_default();
-        let chosen: BTreeSet<String> =
-            facts["ports"].as_object().into_iter().flatten().map(|(_, port)| port.to_string()).collect();
+        let chosen: BTreeSet<String> = facts["ports"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(_, port)| port.to_string())
+            .collect();
         let held = reserved.get(iid).cloned().unwrap_or_default();
         differ(&format!("port of {iid}"), &held, &chosen, wrong);
     }
@@ -209,11 +256,23 @@ fn on_disk(instances: &Path, live: &BTreeSet<String>, wrong: &mut Vec<String>) {
 
 fn entries(dir: &Path) -> BTreeSet<String> {
     std::fs::read_dir(dir)
-        .map(|all| all.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
+        .map(|all| {
+            all.flatten()
+                .filter_map(|e| e.file_name().into_string().ok())
+                .collect()
+        })
         .unwrap_or_default()
 }
 
 fn differ(what: &str, there: &BTreeSet<String>, should: &BTreeSet<String>, wrong: &mut Vec<String>) {
-    wrong.extend(there.difference(should).map(|one| format!("{what} {one} is left over")));
-    wrong.extend(should.difference(there).map(|one| format!("{what} {one} is missing")));
+    wrong.extend(
+        there
+            .difference(should)
+            .map(|one| format!("{what} {one} is left over")),
+    );
+    wrong.extend(
+        should
+            .difference(there)
+            .map(|one| format!("{what} {one} is missing")),
+    );
 }

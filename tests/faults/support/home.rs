@@ -1,5 +1,7 @@
 //! A directory of a test's own, and what lives in it. However the test ends, nothing of it stays.
 
+use super::platform::Service;
+use super::process::repository;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -21,13 +23,23 @@ pub struct Found {
 pub fn processes_below(dir: &Path) -> Vec<Found> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let Ok(cwd) = std::fs::read_link(entry.path().join("cwd")) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(cwd) = std::fs::read_link(entry.path().join("cwd")) else {
+            continue;
+        };
         let cwd = PathBuf::from(cwd.to_str().unwrap_or_default().trim_end_matches(" (deleted)"));
         let Ok(at) = cwd.strip_prefix(dir) else { continue };
-        let Some((state, parent)) = stat(pid) else { continue };
+        let Some((state, parent)) = stat(pid) else {
+            continue;
+        };
         if !matches!(state, 'Z' | 'X') {
-            found.push(Found { pid, parent, at: at.to_owned() });
+            found.push(Found {
+                pid,
+                parent,
+                at: at.to_owned(),
+            });
         }
     }
     found.sort();
@@ -59,14 +71,41 @@ pub struct Home {
 
 impl Home {
     pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("chandler-faults-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("chandler-faults-")
+            .tempdir()
+            .unwrap();
         // Services run as users of their own and must be able to pass through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        Self { dir, mounts: Vec::new(), logs: AtomicUsize::new(0) }
+        // The services that are tested and no others: a broker that starts hundreds of times reads them hundreds of times.
+        for service in Service::ALL {
+            for top in ["catalog", "plans"] {
+                let to = dir.path().join("offers").join(top).join(service.name());
+                std::fs::create_dir_all(&to).unwrap();
+                for file in std::fs::read_dir(repository().join(top).join(service.name()))
+                    .unwrap()
+                    .flatten()
+                {
+                    if file.file_type().unwrap().is_file() {
+                        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+                    }
+                }
+            }
+        }
+        Self {
+            dir,
+            mounts: Vec::new(),
+            logs: AtomicUsize::new(0),
+        }
     }
 
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// A directory with the catalog and the plans of the services that are tested.
+    pub fn offers(&self) -> PathBuf {
+        self.path().join("offers")
     }
 
     /// The data directory of a `chandler dev`.
@@ -127,7 +166,10 @@ impl Home {
 
     /// Permission bits of a file.
     pub fn mode(path: &Path) -> u32 {
-        std::fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).mode() & 0o7777
+        std::fs::metadata(path)
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+            .mode()
+            & 0o7777
     }
 }
 
@@ -137,7 +179,10 @@ impl Drop for Home {
             let log = self.logged();
             let lines: Vec<&str> = log.lines().collect();
             let from = lines.len().saturating_sub(80);
-            eprintln!("--- the last of the broker's log ---\n{}", lines[from..].join("\n"));
+            eprintln!(
+                "--- the last of the broker's log ---\n{}",
+                lines[from..].join("\n")
+            );
         }
         for _ in 0..200 {
             let left = processes_below(self.path());

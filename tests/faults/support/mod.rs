@@ -4,10 +4,10 @@ pub mod audit;
 pub mod clients;
 pub mod home;
 pub mod platform;
-pub mod process;
-pub mod served;
 #[path = "../../it/support/postgres.rs"]
 pub mod postgres;
+pub mod process;
+pub mod served;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -47,14 +47,18 @@ impl Dice {
 /// The seed of this run: `CHANDLER_TEST_SEED`, else the time.
 pub fn seed() -> u64 {
     number("CHANDLER_TEST_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         now.as_millis() as u64
     })
 }
 
 /// An environment variable that is a number.
 pub fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
 /// Waits until `look` gives something, at most `limit`.

@@ -31,10 +31,17 @@ impl Service {
         let id = |path: String| {
             let path = super::process::repository().join(path);
             let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            text.lines().find_map(|l| l.strip_prefix("id: ")).unwrap().trim().to_owned()
+            text.lines()
+                .find_map(|l| l.strip_prefix("id: "))
+                .unwrap()
+                .trim()
+                .to_owned()
         };
         let name = self.name();
-        (id(format!("catalog/{name}/offering.yaml")), id(format!("plans/{name}/small.yaml")))
+        (
+            id(format!("catalog/{name}/offering.yaml")),
+            id(format!("plans/{name}/small.yaml")),
+        )
     }
 
     /// A parameter that an update can change, which restarts the server.
@@ -104,7 +111,12 @@ impl Platform {
             .no_proxy()
             .build()
             .unwrap();
-        Self { client, address: address.clone(), user: user.into(), password: password.into() }
+        Self {
+            client,
+            address: address.clone(),
+            user: user.into(),
+            password: password.into(),
+        }
     }
 
     /// The user of a `chandler dev`, with the password it wrote down.
@@ -138,7 +150,10 @@ impl Platform {
         loop {
             match self.send(method, path, body).await {
                 Ok(answer) if answer.status != 503 => return answer,
-                other => assert!(Instant::now() < end, "{method} {path}: no answer in {PATIENCE:?}: {other:?}"),
+                other => assert!(
+                    Instant::now() < end,
+                    "{method} {path}: no answer in {PATIENCE:?}: {other:?}"
+                ),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -160,8 +175,14 @@ impl Platform {
             assert_eq!(answer.status, 200, "{path}: {}", answer.text);
             match answer.body["state"].as_str() {
                 Some("succeeded") => return End::Succeeded,
-                Some("failed") => return End::Failed(answer.body["description"].as_str().unwrap_or_default().into()),
-                _ => assert!(Instant::now() < end, "{path}: not done in {PATIENCE:?}: {}", answer.text),
+                Some("failed") => {
+                    return End::Failed(answer.body["description"].as_str().unwrap_or_default().into());
+                }
+                _ => assert!(
+                    Instant::now() < end,
+                    "{path}: not done in {PATIENCE:?}: {}",
+                    answer.text
+                ),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(150));
@@ -171,7 +192,10 @@ impl Platform {
     /// Where an answer that may be 202 ends.
     pub async fn ended(&self, answer: &Answer, path: &str) -> End {
         match (answer.status, answer.operation()) {
-            (202, Some(operation)) => self.end_of(&format!("{path}/last_operation?operation={operation}")).await,
+            (202, Some(operation)) => {
+                self.end_of(&format!("{path}/last_operation?operation={operation}"))
+                    .await
+            }
             (202, None) => self.end_of(&format!("{path}/last_operation")).await,
             (200 | 201 | 410, _) => End::Succeeded,
             (status, _) => panic!("{path}: {status} {}", answer.text),
@@ -181,29 +205,45 @@ impl Platform {
     /// Asks for an instance; the answer is 2xx.
     pub async fn ask_instance(&self, service: Service, id: &str, parameters: Value) -> Answer {
         let body = provision_body(service, parameters);
-        self.sure("PUT", &format!("{}?accepts_incomplete=true", instance(id)), Some(&body))
-            .await
-            .expect(&[200, 201, 202])
+        self.sure(
+            "PUT",
+            &format!("{}?accepts_incomplete=true", instance(id)),
+            Some(&body),
+        )
+        .await
+        .expect(&[200, 201, 202])
     }
 
     /// Makes an instance to its end.
     pub async fn create(&self, service: Service, id: &str) {
         let answer = self.ask_instance(service, id, json!({})).await;
-        assert_eq!(self.ended(&answer, &instance(id)).await, End::Succeeded, "create {id}");
+        assert_eq!(
+            self.ended(&answer, &instance(id)).await,
+            End::Succeeded,
+            "create {id}"
+        );
     }
 
     /// Asks for a binding; the answer is 2xx.
     pub async fn ask_binding(&self, service: Service, id: &str, binding_id: &str, more: Value) -> Answer {
         let body = bind_body(service, more);
-        self.sure("PUT", &format!("{}?accepts_incomplete=true", binding(id, binding_id)), Some(&body))
-            .await
-            .expect(&[200, 201, 202])
+        self.sure(
+            "PUT",
+            &format!("{}?accepts_incomplete=true", binding(id, binding_id)),
+            Some(&body),
+        )
+        .await
+        .expect(&[200, 201, 202])
     }
 
     /// Binds to the end and gives the credentials.
     pub async fn bind(&self, service: Service, id: &str, binding_id: &str) -> Value {
         let answer = self.ask_binding(service, id, binding_id, json!({})).await;
-        assert_eq!(self.ended(&answer, &binding(id, binding_id)).await, End::Succeeded, "bind {binding_id}");
+        assert_eq!(
+            self.ended(&answer, &binding(id, binding_id)).await,
+            End::Succeeded,
+            "bind {binding_id}"
+        );
         self.credentials(id, binding_id).await
     }
 
@@ -221,7 +261,11 @@ impl Platform {
     /// Unbinds to the end.
     pub async fn unbind(&self, service: Service, id: &str, binding_id: &str) {
         let answer = self.ask_unbind(service, id, binding_id).await;
-        assert_eq!(self.ended(&answer, &binding(id, binding_id)).await, End::Succeeded, "unbind {binding_id}");
+        assert_eq!(
+            self.ended(&answer, &binding(id, binding_id)).await,
+            End::Succeeded,
+            "unbind {binding_id}"
+        );
     }
 
     /// Asks for the end of an instance.
@@ -233,17 +277,29 @@ impl Platform {
     /// Deletes to the end.
     pub async fn delete(&self, service: Service, id: &str) {
         let answer = self.ask_delete(service, id).await;
-        assert_eq!(self.ended(&answer, &instance(id)).await, End::Succeeded, "delete {id}");
+        assert_eq!(
+            self.ended(&answer, &instance(id)).await,
+            End::Succeeded,
+            "delete {id}"
+        );
     }
 
     /// Changes parameters to the end.
     pub async fn update(&self, service: Service, id: &str, parameters: &Value) {
         let body = json!({"service_id": service.ids().0, "parameters": parameters});
         let answer = self
-            .sure("PATCH", &format!("{}?accepts_incomplete=true", instance(id)), Some(&body))
+            .sure(
+                "PATCH",
+                &format!("{}?accepts_incomplete=true", instance(id)),
+                Some(&body),
+            )
             .await
             .expect(&[200, 202]);
-        assert_eq!(self.ended(&answer, &instance(id)).await, End::Succeeded, "update {id}");
+        assert_eq!(
+            self.ended(&answer, &instance(id)).await,
+            End::Succeeded,
+            "update {id}"
+        );
     }
 }
 
@@ -274,6 +330,8 @@ pub fn provision_body(service: Service, parameters: Value) -> Value {
 pub fn bind_body(service: Service, more: Value) -> Value {
     let (service_id, plan_id) = service.ids();
     let mut body = json!({"service_id": service_id, "plan_id": plan_id});
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     body
 }

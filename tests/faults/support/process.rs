@@ -51,7 +51,11 @@ pub fn run(arguments: &[&str]) -> Output {
     out.read_to_end(&mut stdout).unwrap();
     let status = child.wait().unwrap();
     *done.lock().unwrap() = true;
-    Output { status, stdout, stderr: reader.join().unwrap() }
+    Output {
+        status,
+        stdout,
+        stderr: reader.join().unwrap(),
+    }
 }
 
 /// The program with these arguments and none of our settings in its environment.
@@ -68,7 +72,11 @@ pub fn command(arguments: &[&str]) -> Command {
 
 /// Text a command wrote, for assertions.
 pub fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// Where a broker listens; changes when it is started again.
@@ -96,27 +104,49 @@ impl Broker {
     /// The same with more arguments.
     pub fn dev_with(home: &Home, more: &[&str]) -> Self {
         let data = home.data();
-        let mut arguments = vec!["dev", "--port", "0", "--json", "--data-dir", data.to_str().unwrap()];
-        let repository = repository().to_str().unwrap();
-        arguments.extend(["--catalog-dir", repository]);
+        let mut arguments = vec![
+            "dev",
+            "--port",
+            "0",
+            "--json",
+            "--data-dir",
+            data.to_str().unwrap(),
+        ];
+        let offers = home.offers();
+        arguments.extend(["--catalog-dir", offers.to_str().unwrap()]);
         arguments.extend(more);
         Self::start(home, &arguments, &[])
     }
 
     /// `chandler serve` on a configuration file.
     pub fn serve(home: &Home, config: &Path, role: &str) -> Self {
-        Self::start(home, &["serve", "--config", config.to_str().unwrap(), "--role", role], &[])
+        Self::start(
+            home,
+            &["serve", "--config", config.to_str().unwrap(), "--role", role],
+            &[],
+        )
     }
 
     /// Starts the program and waits until it is ready.
     pub fn start(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-        let environment: Vec<_> = environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect();
         let address = Address::default();
         let said = Arc::default();
         let log = home.new_log();
         let child = launch(&arguments, &environment, &log, home.path(), &address, &said);
-        Self { child, arguments, environment, log, cwd: home.path().to_owned(), address, said }
+        Self {
+            child,
+            arguments,
+            environment,
+            log,
+            cwd: home.path().to_owned(),
+            address,
+            said,
+        }
     }
 
     pub fn pid(&self) -> i32 {
@@ -132,7 +162,14 @@ impl Broker {
     /// Starts it again as before; it must be down.
     pub fn again(&mut self) {
         assert!(self.child.try_wait().unwrap().is_some(), "the broker still runs");
-        self.child = launch(&self.arguments, &self.environment, &self.log, &self.cwd, &self.address, &self.said);
+        self.child = launch(
+            &self.arguments,
+            &self.environment,
+            &self.log,
+            &self.cwd,
+            &self.address,
+            &self.said,
+        );
     }
 
     /// SIGTERM, and how it ended.
@@ -209,7 +246,10 @@ fn launch(
             break url;
         }
         if let Some(status) = child.try_wait().unwrap() {
-            panic!("the broker ended at once, {status}: {}", std::fs::read_to_string(log).unwrap_or_default());
+            panic!(
+                "the broker ended at once, {status}: {}",
+                std::fs::read_to_string(log).unwrap_or_default()
+            );
         }
         assert!(Instant::now() < end, "the broker does not become ready");
         std::thread::sleep(Duration::from_millis(5));
@@ -222,8 +262,14 @@ fn launch(
 fn announced(log: &Path, from: u64) -> Option<String> {
     let text = std::fs::read(log).ok()?;
     let text = String::from_utf8_lossy(&text[usize::try_from(from).unwrap()..]).into_owned();
-    let line = text.lines().find(|l| l.contains("chandler is ready") && l.ends_with('}'))?;
+    let line = text
+        .lines()
+        .find(|l| l.contains("chandler is ready") && l.ends_with('}'))?;
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
     let address = line["address"].as_str().unwrap_or_default();
-    Some(if address.is_empty() { String::new() } else { format!("http://{address}") })
+    Some(if address.is_empty() {
+        String::new()
+    } else {
+        format!("http://{address}")
+    })
 }

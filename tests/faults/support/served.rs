@@ -3,7 +3,7 @@
 use super::audit::State;
 use super::home::Home;
 use super::platform::Platform;
-use super::process::{Address, Broker, repository};
+use super::process::{Address, Broker};
 use chandler::adapters::sealed::Keys;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -28,20 +28,26 @@ impl Served {
         let settings = json!({
             "http": {"listen": "127.0.0.1:0", "shutdown_seconds": 20},
             "store": {"url": url},
-            "catalog": {"dirs": [repository()], "reload_seconds": 0},
+            "catalog": {"dirs": [home.offers()], "reload_seconds": 0},
             "provisioner": {"local": {"dir": home.path().join("instances")}},
             "secrets": {"keys": [{"label": "first", "file": key}]},
             "platforms": [{"name": "cf", "credentials": [{"username": "cf", "password_file": password}]}],
             "engine": {"lease_seconds": 5, "poll_milliseconds": 200},
         });
-        let served = Self { file: home.path().join("broker.json"), settings };
+        let served = Self {
+            file: home.path().join("broker.json"),
+            settings,
+        };
         served.write();
         served
     }
 
     /// Over a SQLite file in the home.
     pub fn sqlite(home: &Home) -> Self {
-        Self::new(home, &format!("sqlite://{}", home.path().join("broker.db").display()))
+        Self::new(
+            home,
+            &format!("sqlite://{}", home.path().join("broker.db").display()),
+        )
     }
 
     /// Writes the settings, after they were changed.
@@ -65,7 +71,9 @@ impl Served {
 
     /// The rows, beside the brokers.
     pub async fn state(&self) -> State {
-        let (config, _) = chandler::config::load(Some(&self.file), std::iter::empty()).into_config().unwrap();
+        let (config, _) = chandler::config::load(Some(&self.file), std::iter::empty())
+            .into_config()
+            .unwrap();
         State::of(&config, "cf").await
     }
 }

@@ -20,7 +20,9 @@ async fn put_later(broker: &TestBroker, id: &str, body: &Value) -> Answer {
 /// `alpha/small` with more members.
 fn with(more: Value) -> Value {
     let mut body = bind_body();
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     body
 }
 
@@ -30,7 +32,11 @@ async fn b01_a_synchronous_bind_is_201_with_the_binding() {
     broker.provisioned("one").await;
     let made = put(&broker, "a", &bind_body()).await.expect(201);
     let credentials = &made.body["credentials"];
-    assert!(broker.opens(credentials), "complete when answered (S-01): {}", made.text);
+    assert!(
+        broker.opens(credentials),
+        "complete when answered (S-01): {}",
+        made.text
+    );
     assert_eq!(
         (&credentials["host"], &credentials["port"], &credentials["role"]),
         (&json!("127.0.0.1"), &json!(4000), &json!("readwrite"))
@@ -44,15 +50,27 @@ async fn b01_a_synchronous_bind_is_201_with_the_binding() {
 async fn b02_b12_an_asynchronous_bind_is_202_with_the_operation_alone() {
     let broker = TestBroker::held().await;
     broker.provisioned("one").await;
-    let accepted = put_later(&broker, "a", &with(json!({"parameters": {"role": "readonly"}}))).await.expect(202);
+    let accepted = put_later(&broker, "a", &with(json!({"parameters": {"role": "readonly"}})))
+        .await
+        .expect(202);
     assert!(!accepted.operation().is_empty() && accepted.operation().len() <= 10_000);
     assert_eq!(accepted.body.as_object().unwrap().len(), 1, "{}", accepted.text);
     let polling = broker.last_of(&binding("a"), accepted.operation()).await;
     assert_eq!(polling.body["state"], "in progress");
-    assert!(polling.headers["retry-after"].to_str().unwrap().parse::<u32>().is_ok(), "K-05");
+    assert!(
+        polling.headers["retry-after"]
+            .to_str()
+            .unwrap()
+            .parse::<u32>()
+            .is_ok(),
+        "K-05"
+    );
     broker.get(&binding("a")).await.expect_error(404, "NotFound");
     broker.run_until_idle().await;
-    assert_eq!(broker.last_of(&binding("a"), accepted.operation()).await.body["state"], "succeeded");
+    assert_eq!(
+        broker.last_of(&binding("a"), accepted.operation()).await.body["state"],
+        "succeeded"
+    );
     let got = broker.get(&binding("a")).await.expect(200);
     assert!(broker.opens(&got.body["credentials"]), "K-07, F-01: {}", got.text);
     assert_eq!(got.body["credentials"]["role"], "readonly");
@@ -65,12 +83,18 @@ async fn b03_identical_and_complete_is_200_with_the_same_data() {
     broker.provisioned("one").await;
     for body in [
         bind_body(),
-        with(json!({"parameters": {"role": "owner"}, "bind_resource": {"app_guid": "app", "route": "r"}, "app_guid": "app"})),
+        with(
+            json!({"parameters": {"role": "owner"}, "bind_resource": {"app_guid": "app", "route": "r"}, "app_guid": "app"}),
+        ),
     ] {
         let made = put(&broker, "a", &body).await.expect(201);
         let issued = broker.world.count("issue");
         assert_eq!(put(&broker, "a", &body).await.expect(200).body, made.body);
-        assert_eq!(put_later(&broker, "a", &body).await.expect(200).body, made.body, "with the flag too");
+        assert_eq!(
+            put_later(&broker, "a", &body).await.expect(200).body,
+            made.body,
+            "with the flag too"
+        );
         // Context is no attribute; absent, null and empty parameters are the same.
         let mut again = body.clone();
         again["context"] = json!({"platform": "cloudfoundry", "space_name": "renamed"});
@@ -79,7 +103,10 @@ async fn b03_identical_and_complete_is_200_with_the_same_data() {
         }
         assert_eq!(put(&broker, "a", &again).await.expect(200).body, made.body);
         assert_eq!(broker.world.count("issue"), issued, "nothing was made again");
-        broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
+        broker
+            .delete(&format!("{}?{}", binding("a"), ids()))
+            .await
+            .expect(200);
     }
     broker.deleted_and_end().await;
 }
@@ -109,10 +136,14 @@ async fn b05_other_parameters_conflict() {
         with(json!({"parameters": {"role": "owner"}, "bind_resource": {"app_guid": "x"}})),
         with(json!({"parameters": {"role": "readonly"}})),
         with(json!({"parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "y"}})),
-        with(json!({"parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "x"}, "app_guid": "x"})),
+        with(
+            json!({"parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "x"}, "app_guid": "x"}),
+        ),
         // Even what would be refused by itself: a bad role, a plan that is not the instance's.
         with(json!({"parameters": {"role": "nonsense"}, "bind_resource": {"app_guid": "x"}})),
-        with(json!({"plan_id": MEDIUM, "parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "x"}})),
+        with(
+            json!({"plan_id": MEDIUM, "parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "x"}}),
+        ),
         json!({"service_id": BETA, "plan_id": BETA_SMALL, "parameters": {"role": "readonly"}, "bind_resource": {"app_guid": "x"}}),
     ];
     let first = put_later(&broker, "a", &body).await.expect(202);
@@ -122,7 +153,10 @@ async fn b05_other_parameters_conflict() {
             assert_eq!(refused.body.get("instance_usable"), None, "E-04");
         }
         if !complete {
-            assert_eq!(broker.last_of(&binding("a"), first.operation()).await.body["state"], "in progress");
+            assert_eq!(
+                broker.last_of(&binding("a"), first.operation()).await.body["state"],
+                "in progress"
+            );
             broker.run_until_idle().await;
         }
     }
@@ -151,10 +185,16 @@ async fn b06_missing_and_malformed_members_are_400() {
     ] {
         put(&broker, "a", &body).await.expect_error(400, "BadRequest");
     }
-    let text = broker.request("PUT", &binding("a")).header("content-type", "application/json").body("{\"service_id\":");
+    let text = broker
+        .request("PUT", &binding("a"))
+        .header("content-type", "application/json")
+        .body("{\"service_id\":");
     broker.send(text).await.expect_error(400, "BadRequest");
     assert!(broker.world.users().is_empty());
-    broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(410);
+    broker
+        .delete(&format!("{}?{}", binding("a"), ids()))
+        .await
+        .expect(410);
     broker.deleted_and_end().await;
 }
 
@@ -169,17 +209,30 @@ async fn b06_ids_that_are_unknown_or_not_the_instances_are_400() {
         (ALPHA, MEDIUM, "plan_id"),
         (BETA, BETA_SMALL, "service_id"),
     ] {
-        let refused = put(&broker, "a", &json!({"service_id": service, "plan_id": plan})).await.expect_error(400, "BadRequest");
-        assert!(refused.body["description"].as_str().unwrap().contains(named), "{}", refused.text);
+        let refused = put(&broker, "a", &json!({"service_id": service, "plan_id": plan}))
+            .await
+            .expect_error(400, "BadRequest");
+        assert!(
+            refused.body["description"].as_str().unwrap().contains(named),
+            "{}",
+            refused.text
+        );
     }
     // After an update the new plan is the instance's own.
     broker
-        .patch(&format!("{}?{LATER}", instance("one")), &json!({"service_id": ALPHA, "plan_id": MEDIUM}))
+        .patch(
+            &format!("{}?{LATER}", instance("one")),
+            &json!({"service_id": ALPHA, "plan_id": MEDIUM}),
+        )
         .await
         .expect(202);
     broker.run_until_idle().await;
-    put(&broker, "a", &bind_body()).await.expect_error(400, "BadRequest");
-    put(&broker, "a", &with(json!({"plan_id": MEDIUM}))).await.expect(201);
+    put(&broker, "a", &bind_body())
+        .await
+        .expect_error(400, "BadRequest");
+    put(&broker, "a", &with(json!({"plan_id": MEDIUM})))
+        .await
+        .expect(201);
     broker.deleted_and_end().await;
 }
 
@@ -190,7 +243,9 @@ async fn b07_without_an_application_requires_app() {
     let ids = json!({"service_id": BETA, "plan_id": BETA_SMALL});
     let with = |more: Value| {
         let mut body = ids.clone();
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         body
     };
     for body in [
@@ -225,13 +280,21 @@ async fn b09_b18_many_bindings_side_by_side_each_with_its_own_credentials() {
     broker.provisioned("one").await;
     // RFC 1198 and B-09: the same application several times, at the same time.
     let body = with(json!({"bind_resource": {"app_guid": "app"}}));
-    let all = futures::future::join_all(["a", "b", "c", "d"].map(|id| put(&broker, id, &body).boxed_local())).await;
-    let credentials: Vec<Value> = all.into_iter().map(|answer| answer.expect(201).body["credentials"].clone()).collect();
+    let all =
+        futures::future::join_all(["a", "b", "c", "d"].map(|id| put(&broker, id, &body).boxed_local())).await;
+    let credentials: Vec<Value> = all
+        .into_iter()
+        .map(|answer| answer.expect(201).body["credentials"].clone())
+        .collect();
     for member in ["username", "password"] {
-        let distinct: std::collections::BTreeSet<_> = credentials.iter().map(|c| c[member].to_string()).collect();
+        let distinct: std::collections::BTreeSet<_> =
+            credentials.iter().map(|c| c[member].to_string()).collect();
         assert_eq!(distinct.len(), 4, "{member}");
     }
-    broker.delete(&format!("{}?{}", binding("b"), ids())).await.expect(200);
+    broker
+        .delete(&format!("{}?{}", binding("b"), ids()))
+        .await
+        .expect(200);
     let open: Vec<bool> = credentials.iter().map(|c| broker.opens(c)).collect();
     assert_eq!(open, [true, false, true, true]);
     broker.deleted_and_end().await;
@@ -242,14 +305,25 @@ async fn b09_while_the_instance_changes_is_a_concurrency_error() {
     let broker = TestBroker::held().await;
     broker.provisioned("one").await;
     broker
-        .patch(&format!("{}?{LATER}", instance("one")), &json!({"service_id": ALPHA, "parameters": {"size": 7}}))
+        .patch(
+            &format!("{}?{LATER}", instance("one")),
+            &json!({"service_id": ALPHA, "parameters": {"size": 7}}),
+        )
         .await
         .expect(202);
-    put_later(&broker, "a", &bind_body()).await.expect_error(422, "ConcurrencyError");
-    put(&broker, "a", &bind_body()).await.expect_error(422, "ConcurrencyError");
+    put_later(&broker, "a", &bind_body())
+        .await
+        .expect_error(422, "ConcurrencyError");
+    put(&broker, "a", &bind_body())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.get(&binding("a")).await.expect(404);
     broker.run_until_idle().await;
-    assert_eq!(broker.last(&instance("one")).await.body["state"], "succeeded", "S-05");
+    assert_eq!(
+        broker.last(&instance("one")).await.body["state"],
+        "succeeded",
+        "S-05"
+    );
     broker.bound_later("a", &bind_body()).await;
     broker.deleted_and_end().await;
 }
@@ -259,10 +333,18 @@ async fn b09_while_the_binding_is_deleted_is_a_concurrency_error() {
     let broker = TestBroker::held().await;
     broker.provisioned("one").await;
     broker.bound_later("a", &bind_body()).await;
-    let gone = broker.delete(&format!("{}?{}", binding("a"), delete_later())).await.expect(202);
-    put_later(&broker, "a", &bind_body()).await.expect_error(422, "ConcurrencyError");
+    let gone = broker
+        .delete(&format!("{}?{}", binding("a"), delete_later()))
+        .await
+        .expect(202);
+    put_later(&broker, "a", &bind_body())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
-    assert_eq!(broker.last_of(&binding("a"), gone.operation()).await.body["state"], "succeeded");
+    assert_eq!(
+        broker.last_of(&binding("a"), gone.operation()).await.body["state"],
+        "succeeded"
+    );
     broker.deleted_and_end().await;
 }
 
@@ -270,11 +352,17 @@ async fn b09_while_the_binding_is_deleted_is_a_concurrency_error() {
 async fn b10_an_unknown_instance_is_404() {
     let broker = TestBroker::start().await;
     // Before catalog ids (§16), after shape.
-    for body in [bind_body(), json!({"service_id": "x", "plan_id": "y"}), json!({"predecessor_binding_id": "p"})] {
+    for body in [
+        bind_body(),
+        json!({"service_id": "x", "plan_id": "y"}),
+        json!({"predecessor_binding_id": "p"}),
+    ] {
         put(&broker, "a", &body).await.expect_error(404, "NotFound");
         put_later(&broker, "a", &body).await.expect_error(404, "NotFound");
     }
-    put(&broker, "a", &json!({})).await.expect_error(400, "BadRequest");
+    put(&broker, "a", &json!({}))
+        .await
+        .expect_error(400, "BadRequest");
     broker.provisioned("one").await;
     let foreign = broker
         .http
@@ -284,7 +372,9 @@ async fn b10_an_unknown_instance_is_404() {
         .json(&bind_body());
     broker.send(foreign).await.expect_error(404, "NotFound");
     broker.deleted("one").await;
-    put(&broker, "a", &bind_body()).await.expect_error(404, "NotFound");
+    put(&broker, "a", &bind_body())
+        .await
+        .expect_error(404, "NotFound");
     broker.end().await;
 }
 
@@ -293,10 +383,17 @@ async fn b10_while_the_instance_comes_or_goes_is_a_concurrency_error() {
     let broker = TestBroker::held().await;
     let path = format!("{}?{LATER}", instance("one"));
     broker.put(&path, &catalog::provision_body()).await.expect(202);
-    put_later(&broker, "a", &bind_body()).await.expect_error(422, "ConcurrencyError");
+    put_later(&broker, "a", &bind_body())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
-    broker.delete(&format!("{}?{}", instance("one"), delete_later())).await.expect(202);
-    put_later(&broker, "a", &bind_body()).await.expect_error(422, "ConcurrencyError");
+    broker
+        .delete(&format!("{}?{}", instance("one"), delete_later()))
+        .await
+        .expect(202);
+    put_later(&broker, "a", &bind_body())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
     assert!(broker.world.users().is_empty() && broker.world.instances.lock().unwrap().is_empty());
     broker.end().await;
@@ -306,7 +403,10 @@ async fn b10_while_the_instance_comes_or_goes_is_a_concurrency_error() {
 async fn b10_a_plan_that_is_not_bindable_is_400() {
     let broker = TestBroker::start().await;
     broker.provisioned_as(ALPHA, BARE, json!({})).await;
-    for body in [with(json!({"plan_id": BARE})), with(json!({"plan_id": BARE, "parameters": {"role": "nonsense"}}))] {
+    for body in [
+        with(json!({"plan_id": BARE})),
+        with(json!({"plan_id": BARE, "parameters": {"role": "nonsense"}})),
+    ] {
         let refused = put(&broker, "a", &body).await.expect_error(400, "BadRequest");
         assert!(refused.text.contains("not bindable"), "{}", refused.text);
     }
@@ -317,9 +417,17 @@ async fn b10_a_plan_that_is_not_bindable_is_400() {
 async fn b10_an_instance_that_was_never_made_cannot_be_bound() {
     let broker = TestBroker::start().await;
     *broker.world.refuse_ready.lock().unwrap() = Some("It does not start.".into());
-    broker.put(&format!("{}?{LATER}", instance("one")), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(
+            &format!("{}?{LATER}", instance("one")),
+            &catalog::provision_body(),
+        )
+        .await
+        .expect(202);
     broker.run_until_idle().await;
-    put(&broker, "a", &bind_body()).await.expect_error(400, "BadRequest");
+    put(&broker, "a", &bind_body())
+        .await
+        .expect_error(400, "BadRequest");
     broker.deleted_and_end().await;
 }
 
@@ -333,20 +441,35 @@ async fn b11_parameters_that_break_the_binding_schema_are_400() {
         (json!({"role": ["owner"]}), "parameters.role"),
         (json!({"size": 3}), "parameters.size"),
     ] {
-        let refused = put(&broker, "a", &with(json!({"parameters": parameters}))).await.expect_error(400, "BadRequest");
-        assert!(refused.body["description"].as_str().unwrap().contains(named), "{}", refused.text);
+        let refused = put(&broker, "a", &with(json!({"parameters": parameters})))
+            .await
+            .expect_error(400, "BadRequest");
+        assert!(
+            refused.body["description"].as_str().unwrap().contains(named),
+            "{}",
+            refused.text
+        );
     }
     assert!(broker.world.users().is_empty());
     for role in ["owner", "readwrite", "readonly"] {
-        let made = put(&broker, role, &with(json!({"parameters": {"role": role}}))).await.expect(201);
+        let made = put(&broker, role, &with(json!({"parameters": {"role": role}})))
+            .await
+            .expect(201);
         assert_eq!(made.body["credentials"]["role"], role);
     }
     let granted: Vec<String> = {
         let all = broker.world.instances.lock().unwrap();
-        all.values().flat_map(|i| i.users.values().map(|(_, role)| role.clone())).collect()
+        all.values()
+            .flat_map(|i| i.users.values().map(|(_, role)| role.clone()))
+            .collect()
     };
     assert_eq!(granted.len(), 3);
-    assert!(["owner", "readwrite", "readonly"].iter().all(|r| granted.contains(&(*r).to_owned())), "{granted:?}");
+    assert!(
+        ["owner", "readwrite", "readonly"]
+            .iter()
+            .all(|r| granted.contains(&(*r).to_owned())),
+        "{granted:?}"
+    );
     broker.deleted_and_end().await;
 }
 
@@ -358,7 +481,11 @@ async fn b13_nothing_is_returned_that_needs_a_requires_entry() {
     let made = put(&broker, "a", &body).await.expect(201);
     let got = broker.get(&binding("a")).await.expect(200);
     for member in ["syslog_drain_url", "route_service_url", "volume_mounts"] {
-        assert!(made.body.get(member).is_none() && got.body.get(member).is_none(), "{member}: {}", made.text);
+        assert!(
+            made.body.get(member).is_none() && got.body.get(member).is_none(),
+            "{member}: {}",
+            made.text
+        );
     }
     broker.deleted_and_end().await;
 }
@@ -368,7 +495,10 @@ async fn b16_endpoints_have_text_ports_and_a_known_protocol() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     let made = put(&broker, "a", &bind_body()).await.expect(201);
-    assert_eq!(made.body["endpoints"], json!([{"host": "127.0.0.1", "ports": ["4000"], "protocol": "tcp"}]));
+    assert_eq!(
+        made.body["endpoints"],
+        json!([{"host": "127.0.0.1", "ports": ["4000"], "protocol": "tcp"}])
+    );
     broker.deleted_and_end().await;
 }
 
@@ -379,23 +509,46 @@ async fn b17_a_limited_life_is_told_in_metadata() {
     let body = with(json!({"plan_id": SHORT}));
     let made = put(&broker, "a", &body).await.expect(201);
     let row = broker.binding_row("a").await;
-    assert_eq!((row.expires_at, row.renew_before), (Some(row.created_at + 600_000), Some(row.created_at + 480_000)));
+    assert_eq!(
+        (row.expires_at, row.renew_before),
+        (Some(row.created_at + 600_000), Some(row.created_at + 480_000))
+    );
     let told = |name: &str| {
         let text = made.body["metadata"][name].as_str().unwrap().to_owned();
         let form = "dddd-dd-ddTdd:dd:dd.dZ";
         assert_eq!(text.len(), form.len(), "{text}");
         for (is, wanted) in text.chars().zip(form.chars()) {
-            assert!(if wanted == 'd' { is.is_ascii_digit() } else { is == wanted }, "{text}");
+            assert!(
+                if wanted == 'd' {
+                    is.is_ascii_digit()
+                } else {
+                    is == wanted
+                },
+                "{text}"
+            );
         }
         let format = time::format_description::well_known::Rfc3339;
-        time::OffsetDateTime::parse(&text, &format).unwrap().unix_timestamp()
+        time::OffsetDateTime::parse(&text, &format)
+            .unwrap()
+            .unix_timestamp()
     };
     assert_eq!(told("expires_at"), row.expires_at.unwrap() / 1000);
     assert_eq!(told("renew_before"), row.renew_before.unwrap() / 1000);
-    assert_eq!(made.body["metadata"].as_object().unwrap().len(), 2, "no connection data");
-    assert_eq!(broker.get(&binding("a")).await.expect(200).body["metadata"], made.body["metadata"]);
+    assert_eq!(
+        made.body["metadata"].as_object().unwrap().len(),
+        2,
+        "no connection data"
+    );
+    assert_eq!(
+        broker.get(&binding("a")).await.expect(200).body["metadata"],
+        made.body["metadata"]
+    );
     broker.advance(Duration::from_secs(60));
-    assert_eq!(put(&broker, "a", &body).await.expect(200).body, made.body, "B-03: asking again does not prolong it");
+    assert_eq!(
+        put(&broker, "a", &body).await.expect(200).body,
+        made.body,
+        "B-03: asking again does not prolong it"
+    );
     broker.deleted_and_end().await;
 
     let broker = TestBroker::start().await;
@@ -414,7 +567,11 @@ async fn b17_the_sweep_revokes_at_expiry() {
     let kept = put(&broker, "gone", &body).await.expect(201).body["credentials"].clone();
     let ids = format!("service_id={ALPHA}&plan_id={SHORT}");
     broker.advance(Duration::from_millis(599_999));
-    assert_eq!(broker.sweeper().once().await.unwrap().expired, 0, "a moment before nothing happens");
+    assert_eq!(
+        broker.sweeper().once().await.unwrap().expired,
+        0,
+        "a moment before nothing happens"
+    );
     broker.get(&binding("a")).await.expect(200);
 
     broker.advance(Duration::from_millis(1));
@@ -423,16 +580,29 @@ async fn b17_the_sweep_revokes_at_expiry() {
     assert_eq!(broker.sweeper().once().await.unwrap().expired, 2);
     broker.run_until_idle().await;
     assert!(!broker.opens(&credentials) && !broker.opens(&kept));
-    assert_eq!(broker.sweeper().once().await.unwrap().expired, 0, "once is enough");
+    assert_eq!(
+        broker.sweeper().once().await.unwrap().expired,
+        0,
+        "once is enough"
+    );
     broker.get(&binding("a")).await.expect_error(404, "NotFound");
     // The id stays taken until it is unbound, and does not come back to life.
     put(&broker, "a", &body).await.expect_error(409, "Conflict");
     assert!(broker.left_over().await.is_empty());
 
     // Unbinding what has expired is what the platform still does: 200, then 410.
-    broker.delete(&format!("{}?{ids}", binding("a"))).await.expect(200);
-    broker.delete(&format!("{}?{ids}", binding("a"))).await.expect(410);
-    broker.delete(&format!("{}?{LATER}&{ids}", binding("gone"))).await.expect(202);
+    broker
+        .delete(&format!("{}?{ids}", binding("a")))
+        .await
+        .expect(200);
+    broker
+        .delete(&format!("{}?{ids}", binding("a")))
+        .await
+        .expect(410);
+    broker
+        .delete(&format!("{}?{LATER}&{ids}", binding("gone")))
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     assert_eq!(broker.last(&binding("gone")).await.body["state"], "succeeded");
     // And the id may be used again (I-05).
@@ -466,7 +636,12 @@ async fn a_failed_bind_leaves_nothing_and_may_be_tried_again() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     for call in ["issue", "verify"] {
-        broker.world.plan(call, When::After, Effect::Fail(PortErrorKind::Denied, "The backend says no."), 1);
+        broker.world.plan(
+            call,
+            When::After,
+            Effect::Fail(PortErrorKind::Denied, "The backend says no."),
+            1,
+        );
         let failed = put(&broker, "a", &bind_body()).await.expect(500);
         assert!(failed.text.contains("The backend says no."), "{}", failed.text);
         assert_eq!(failed.body.get("instance_usable"), None, "E-04");
@@ -474,16 +649,34 @@ async fn a_failed_bind_leaves_nothing_and_may_be_tried_again() {
         broker.get(&binding("a")).await.expect(404);
         let last = broker.last(&binding("a")).await;
         assert_eq!(last.body["state"], "failed");
-        assert_eq!((last.body.get("instance_usable"), last.body.get("update_repeatable")), (None, None), "K-01");
+        assert_eq!(
+            (
+                last.body.get("instance_usable"),
+                last.body.get("update_repeatable")
+            ),
+            (None, None),
+            "K-01"
+        );
         // O-01: the platform cleans up, or tries once more.
         if call == "issue" {
-            broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
-            broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(410);
+            broker
+                .delete(&format!("{}?{}", binding("a"), ids()))
+                .await
+                .expect(200);
+            broker
+                .delete(&format!("{}?{}", binding("a"), ids()))
+                .await
+                .expect(410);
         } else {
-            put(&broker, "a", &with(json!({"parameters": {"role": "owner"}}))).await.expect_error(409, "Conflict");
+            put(&broker, "a", &with(json!({"parameters": {"role": "owner"}})))
+                .await
+                .expect_error(409, "Conflict");
         }
         put(&broker, "a", &bind_body()).await.expect(201);
-        broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
+        broker
+            .delete(&format!("{}?{}", binding("a"), ids()))
+            .await
+            .expect(200);
     }
     broker.deleted_and_end().await;
 }
@@ -493,13 +686,22 @@ async fn i05_a_binding_id_may_be_used_again_after_unbind() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     let first = broker.bound("one", "a").await;
-    broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
+    broker
+        .delete(&format!("{}?{}", binding("a"), ids()))
+        .await
+        .expect(200);
     let other = with(json!({"parameters": {"role": "owner"}}));
     let second = put(&broker, "a", &other).await.expect(201).body["credentials"].clone();
     assert_ne!(first["password"], second["password"]);
-    assert!(!broker.opens(&first) && broker.opens(&second), "the old password does not come back with the id");
+    assert!(
+        !broker.opens(&first) && broker.opens(&second),
+        "the old password does not come back with the id"
+    );
     assert_eq!(second["role"], "owner");
-    assert_eq!(broker.get(&binding("a")).await.expect(200).body["parameters"], json!({"role": "owner"}));
+    assert_eq!(
+        broker.get(&binding("a")).await.expect(200).body["parameters"],
+        json!({"role": "owner"})
+    );
     broker.deleted_and_end().await;
 }
 
@@ -527,7 +729,10 @@ async fn f02_what_is_unknown_failed_or_gone_is_404() {
     broker.get(&binding("a")).await.expect_error(404, "NotFound");
     broker.bound("one", "a").await;
     // Another instance, another platform, another case (I-01).
-    broker.get("/v2/service_instances/two/service_bindings/a").await.expect_error(404, "NotFound");
+    broker
+        .get("/v2/service_instances/two/service_bindings/a")
+        .await
+        .expect_error(404, "NotFound");
     broker.get(&binding("A")).await.expect_error(404, "NotFound");
     let foreign = broker
         .http
@@ -535,7 +740,10 @@ async fn f02_what_is_unknown_failed_or_gone_is_404() {
         .basic_auth("k8s", Some(PASSWORD))
         .header("X-Broker-API-Version", "2.17");
     broker.send(foreign).await.expect_error(404, "NotFound");
-    broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
+    broker
+        .delete(&format!("{}?{}", binding("a"), ids()))
+        .await
+        .expect(200);
     broker.get(&binding("a")).await.expect_error(404, "NotFound");
     broker.deleted_and_end().await;
 }
@@ -545,9 +753,17 @@ async fn f04_query_ids_are_only_hints() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     broker.bound("one", "a").await;
-    for query in ["", "service_id=x&plan_id=y", "service_id=&plan_id", "service_id=a&service_id=b"] {
+    for query in [
+        "",
+        "service_id=x&plan_id=y",
+        "service_id=&plan_id",
+        "service_id=a&service_id=b",
+    ] {
         broker.get(&format!("{}?{query}", binding("a"))).await.expect(200);
-        broker.get(&format!("{}/last_operation?{query}", binding("a"))).await.expect(200);
+        broker
+            .get(&format!("{}/last_operation?{query}", binding("a")))
+            .await
+            .expect(200);
     }
     broker.deleted_and_end().await;
 }

@@ -93,7 +93,10 @@ pub async fn told(broker: &TestBroker, path: &str) -> Value {
 
 /// The state last_operation tells of one operation.
 pub async fn state_of(broker: &TestBroker, path: &str, operation: &str) -> String {
-    let answer = broker.get(&format!("{}?operation={operation}", last(path))).await.expect(200);
+    let answer = broker
+        .get(&format!("{}?operation={operation}", last(path)))
+        .await
+        .expect(200);
     answer.body["state"].as_str().unwrap().to_owned()
 }
 

@@ -1,7 +1,9 @@
 //! DELETE of an instance: rules D-01 to D-11.
 
 use crate::support::broker::{Choices, PASSWORD, TestBroker};
-use crate::support::catalog::{ALPHA, BETA, BETA_SMALL, MEDIUM, SHORT, SMALL, bind_body, ids, provision_body};
+use crate::support::catalog::{
+    ALPHA, BETA, BETA_SMALL, MEDIUM, SHORT, SMALL, bind_body, ids, provision_body,
+};
 use crate::support::flow::{LATER, binding, delete_later, instance};
 use crate::support::world::{Effect, When};
 use chandler::ports::PortErrorKind;
@@ -25,7 +27,11 @@ async fn d01_everything_made_is_removed() {
     let kept = broker.bound("two", "a").await;
     broker.delete(&later()).await.expect(202);
     broker.run_until_idle().await;
-    assert_eq!(broker.world.instances.lock().unwrap().len(), 1, "and nothing else");
+    assert_eq!(
+        broker.world.instances.lock().unwrap().len(),
+        1,
+        "and nothing else"
+    );
     assert!(broker.opens(&kept));
     let iid = broker.row("one").await.iid;
     let secrets = broker.engine.ports().secrets.list("").await.unwrap();
@@ -45,13 +51,23 @@ async fn d02_an_asynchronous_deprovision_is_202_and_repeats_get_the_same_operati
     assert!(!first.operation().is_empty() && first.operation().len() <= 10_000);
     assert_eq!(first.body.as_object().unwrap().len(), 1, "{}", first.text);
     for _ in 0..2 {
-        assert_eq!(broker.delete(&later()).await.expect(202).operation(), first.operation());
-        assert_eq!(broker.last_of(&one(), first.operation()).await.body["state"], "in progress");
+        assert_eq!(
+            broker.delete(&later()).await.expect(202).operation(),
+            first.operation()
+        );
+        assert_eq!(
+            broker.last_of(&one(), first.operation()).await.body["state"],
+            "in progress"
+        );
     }
     broker.get(&one()).await.expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
     for _ in 0..2 {
-        assert_eq!(broker.last_of(&one(), first.operation()).await.body["state"], "succeeded", "L-06, Z-01");
+        assert_eq!(
+            broker.last_of(&one(), first.operation()).await.body["state"],
+            "succeeded",
+            "L-06, Z-01"
+        );
     }
     broker.get(&one()).await.expect_error(404, "NotFound");
     broker.end().await;
@@ -74,7 +90,10 @@ async fn d03_missing_ids_are_400_also_for_an_unknown_instance() {
             broker.provisioned("one").await;
         }
         for query in &queries {
-            let refused = broker.delete(&format!("{}?{query}", one())).await.expect_error(400, "BadRequest");
+            let refused = broker
+                .delete(&format!("{}?{query}", one()))
+                .await
+                .expect_error(400, "BadRequest");
             assert_eq!(refused.body.get("instance_usable"), None, "E-04");
         }
     }
@@ -99,13 +118,19 @@ async fn d04_what_does_not_exist_is_410() {
     let broker = TestBroker::start().await;
     let all_gone = async || {
         for query in [delete_later(), format!("{LATER}&service_id=x&plan_id=y")] {
-            let gone = broker.delete(&format!("{}?{query}", one())).await.expect_error(410, "Gone");
+            let gone = broker
+                .delete(&format!("{}?{query}", one()))
+                .await
+                .expect_error(410, "Gone");
             assert!(gone.body.is_object(), "Z-02");
         }
     };
     all_gone().await;
     broker.provisioned("one").await;
-    broker.delete(&format!("{}?{}", instance("ONE"), delete_later())).await.expect_error(410, "Gone");
+    broker
+        .delete(&format!("{}?{}", instance("ONE"), delete_later()))
+        .await
+        .expect_error(410, "Gone");
     let foreign = broker
         .http
         .delete(format!("{}{}", broker.base, later()))
@@ -122,7 +147,10 @@ async fn d04_what_does_not_exist_is_410() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d05_without_the_flag_is_async_required() {
     let broker = TestBroker::start().await;
-    let without = [format!("{}?{}", one(), ids()), format!("{}?{}&accepts_incomplete=false", one(), ids())];
+    let without = [
+        format!("{}?{}", one(), ids()),
+        format!("{}?{}&accepts_incomplete=false", one(), ids()),
+    ];
     // Before D-04.
     for path in &without {
         broker.delete(path).await.expect_error(422, "AsyncRequired");
@@ -134,7 +162,10 @@ async fn d05_without_the_flag_is_async_required() {
     }
     broker.get(&one()).await.expect(200);
     broker.delete(&later()).await.expect(202);
-    broker.delete(&without[0]).await.expect_error(422, "AsyncRequired");
+    broker
+        .delete(&without[0])
+        .await
+        .expect_error(422, "AsyncRequired");
     broker.run_until_idle().await;
     assert!(broker.world.instances.lock().unwrap().is_empty());
     broker.end().await;
@@ -144,12 +175,28 @@ async fn d05_without_the_flag_is_async_required() {
 async fn d06_while_a_binding_is_made_or_deleted_is_a_concurrency_error() {
     let broker = TestBroker::held().await;
     broker.provisioned("one").await;
-    let bind = broker.put(&format!("{}?{LATER}", binding("a")), &bind_body()).await.expect(202);
-    broker.delete(&later()).await.expect_error(422, "ConcurrencyError");
+    let bind = broker
+        .put(&format!("{}?{LATER}", binding("a")), &bind_body())
+        .await
+        .expect(202);
+    broker
+        .delete(&later())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
-    assert_eq!(broker.last_of(&binding("a"), bind.operation()).await.body["state"], "succeeded", "S-05");
-    broker.delete(&format!("{}?{}", binding("a"), delete_later())).await.expect(202);
-    broker.delete(&later()).await.expect_error(422, "ConcurrencyError");
+    assert_eq!(
+        broker.last_of(&binding("a"), bind.operation()).await.body["state"],
+        "succeeded",
+        "S-05"
+    );
+    broker
+        .delete(&format!("{}?{}", binding("a"), delete_later()))
+        .await
+        .expect(202);
+    broker
+        .delete(&later())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.get(&one()).await.expect(200);
     broker.run_until_idle().await;
     broker.deleted_and_end().await;
@@ -160,11 +207,20 @@ async fn d06_an_update_can_be_stopped_and_is() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     let update = json!({"service_id": ALPHA, "plan_id": MEDIUM});
-    let update = broker.patch(&format!("{}?{LATER}", one()), &update).await.expect(202);
+    let update = broker
+        .patch(&format!("{}?{LATER}", one()), &update)
+        .await
+        .expect(202);
     let gone = broker.delete(&later()).await.expect(202);
-    assert_eq!(broker.last_of(&one(), update.operation()).await.body["state"], "failed");
+    assert_eq!(
+        broker.last_of(&one(), update.operation()).await.body["state"],
+        "failed"
+    );
     broker.run_until_idle().await;
-    assert_eq!(broker.last_of(&one(), gone.operation()).await.body["state"], "succeeded");
+    assert_eq!(
+        broker.last_of(&one(), gone.operation()).await.body["state"],
+        "succeeded"
+    );
     assert!(broker.world.instances.lock().unwrap().is_empty());
     broker.end().await;
 }
@@ -175,20 +231,41 @@ async fn d07_deprovision_during_provision_halts_it() {
     for half_way in [false, true] {
         let broker = TestBroker::held().await;
         *broker.world.looks.lock().unwrap() = 100;
-        let put = broker.put(&format!("{}?{LATER}", one()), &provision_body()).await.expect(202);
+        let put = broker
+            .put(&format!("{}?{LATER}", one()), &provision_body())
+            .await
+            .expect(202);
         if half_way {
             broker.run_due().await;
             assert_eq!(broker.world.instances.lock().unwrap().len(), 1);
         }
         let gone = broker.delete(&later()).await.expect(202);
         assert_ne!(gone.operation(), put.operation());
-        assert_eq!(broker.last_of(&one(), put.operation()).await.body["state"], "failed", "L-12");
-        assert_eq!(broker.last(&one()).await.body["state"], "in progress", "L-12: the latest is the delete");
-        assert_eq!(broker.delete(&later()).await.expect(202).operation(), gone.operation(), "D-02");
-        broker.put(&format!("{}?{LATER}", one()), &provision_body()).await.expect_error(422, "ConcurrencyError");
+        assert_eq!(
+            broker.last_of(&one(), put.operation()).await.body["state"],
+            "failed",
+            "L-12"
+        );
+        assert_eq!(
+            broker.last(&one()).await.body["state"],
+            "in progress",
+            "L-12: the latest is the delete"
+        );
+        assert_eq!(
+            broker.delete(&later()).await.expect(202).operation(),
+            gone.operation(),
+            "D-02"
+        );
+        broker
+            .put(&format!("{}?{LATER}", one()), &provision_body())
+            .await
+            .expect_error(422, "ConcurrencyError");
         broker.run_until_idle().await;
         assert_eq!(broker.last(&one()).await.body["state"], "succeeded");
-        assert!(broker.world.instances.lock().unwrap().is_empty(), "leftovers are removed");
+        assert!(
+            broker.world.instances.lock().unwrap().is_empty(),
+            "leftovers are removed"
+        );
         broker.get(&one()).await.expect(404);
         broker.end().await;
     }
@@ -199,17 +276,37 @@ async fn d08_an_instance_whose_provision_failed_is_deletable() {
     let broker = TestBroker::start().await;
     let fail = |kind| Effect::Fail(kind, "Not on this machine.");
     for call in ["place", "apply", "observe", "prepare"] {
-        broker.world.plan(call, When::After, fail(PortErrorKind::Invalid), 1);
-        let put = broker.put(&format!("{}?{LATER}", one()), &provision_body()).await.expect(202);
+        broker
+            .world
+            .plan(call, When::After, fail(PortErrorKind::Invalid), 1);
+        let put = broker
+            .put(&format!("{}?{LATER}", one()), &provision_body())
+            .await
+            .expect(202);
         broker.run_until_idle().await;
         let last = broker.last_of(&one(), put.operation()).await;
         assert_eq!(last.body["state"], "failed", "{call}");
         assert!(last.text.contains("Not on this machine."), "{}", last.text);
-        assert_eq!((last.body.get("instance_usable"), last.body.get("update_repeatable")), (None, None), "E-04");
+        assert_eq!(
+            (
+                last.body.get("instance_usable"),
+                last.body.get("update_repeatable")
+            ),
+            (None, None),
+            "E-04"
+        );
         let gone = broker.delete(&later()).await.expect(202);
         broker.run_until_idle().await;
-        assert_eq!(broker.last_of(&one(), gone.operation()).await.body["state"], "succeeded", "{call}");
-        assert_eq!(broker.last_of(&one(), put.operation()).await.body["state"], "failed", "L-06");
+        assert_eq!(
+            broker.last_of(&one(), gone.operation()).await.body["state"],
+            "succeeded",
+            "{call}"
+        );
+        assert_eq!(
+            broker.last_of(&one(), put.operation()).await.body["state"],
+            "failed",
+            "L-06"
+        );
         assert!(broker.world.instances.lock().unwrap().is_empty());
         broker.delete(&later()).await.expect_error(410, "Gone");
     }
@@ -228,7 +325,10 @@ async fn d09_bindings_go_with_their_instance_by_default() {
     assert!(credentials.iter().all(|c| !broker.opens(c)));
     for id in ["a", "b"] {
         broker.get(&binding(id)).await.expect(404);
-        broker.delete(&format!("{}?{}", binding(id), ids())).await.expect(410);
+        broker
+            .delete(&format!("{}?{}", binding(id), ids()))
+            .await
+            .expect(410);
     }
     // A new instance of the same name does not bring them back.
     broker.provisioned("one").await;
@@ -251,10 +351,18 @@ async fn d09_by_setting_bindings_must_go_first() {
     let refused = broker.delete(&delete).await.expect_error(400, "BadRequest");
     assert!(refused.text.contains("2 service binding"), "{}", refused.text);
     assert!(broker.opens(&made.body["credentials"]), "E-05");
-    broker.delete(&format!("{}?service_id={ALPHA}&plan_id={SHORT}", binding("b"))).await.expect(200);
+    broker
+        .delete(&format!("{}?service_id={ALPHA}&plan_id={SHORT}", binding("b")))
+        .await
+        .expect(200);
     broker.delete(&delete).await.expect_error(400, "BadRequest");
     // One that failed is none, nor is one whose time is over.
-    broker.world.plan("issue", When::Before, Effect::Fail(PortErrorKind::Denied, "no"), 1);
+    broker.world.plan(
+        "issue",
+        When::Before,
+        Effect::Fail(PortErrorKind::Denied, "no"),
+        1,
+    );
     broker.put(&binding("c"), &body).await.expect(500);
     broker.advance(Duration::from_secs(600));
     broker.sweeper().once().await.unwrap();
@@ -269,23 +377,47 @@ async fn d09_by_setting_bindings_must_go_first() {
 async fn d10_a_failed_deprovision_says_so_and_may_be_tried_again() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
-    broker.world.plan("remove", When::Before, Effect::Fail(PortErrorKind::Invalid, "It does not let go."), 1);
+    broker.world.plan(
+        "remove",
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "It does not let go."),
+        1,
+    );
     let failed = broker.delete(&later()).await.expect(202);
     broker.run_until_idle().await;
     let last = broker.last_of(&one(), failed.operation()).await;
-    assert_eq!((&last.body["state"], &last.body["instance_usable"]), (&json!("failed"), &json!(false)));
-    assert_eq!(last.body.get("update_repeatable"), None, "E-04: of an update only");
+    assert_eq!(
+        (&last.body["state"], &last.body["instance_usable"]),
+        (&json!("failed"), &json!(false))
+    );
+    assert_eq!(
+        last.body.get("update_repeatable"),
+        None,
+        "E-04: of an update only"
+    );
     assert!(last.text.contains("It does not let go."), "{}", last.text);
     // It stays known, and is neither changed nor bound nor made anew.
     broker.get(&one()).await.expect(200);
     let path = format!("{}?{LATER}", one());
-    broker.patch(&path, &json!({"service_id": ALPHA, "parameters": {"size": 4}})).await.expect_error(400, "BadRequest");
-    broker.put(&binding("a"), &bind_body()).await.expect_error(400, "BadRequest");
+    broker
+        .patch(&path, &json!({"service_id": ALPHA, "parameters": {"size": 4}}))
+        .await
+        .expect_error(400, "BadRequest");
+    broker
+        .put(&binding("a"), &bind_body())
+        .await
+        .expect_error(400, "BadRequest");
     let again = broker.delete(&later()).await.expect(202);
     assert_ne!(again.operation(), failed.operation());
     broker.run_until_idle().await;
-    assert_eq!(broker.last_of(&one(), again.operation()).await.body["state"], "succeeded");
-    assert_eq!(broker.last_of(&one(), failed.operation()).await.body["state"], "failed");
+    assert_eq!(
+        broker.last_of(&one(), again.operation()).await.body["state"],
+        "succeeded"
+    );
+    assert_eq!(
+        broker.last_of(&one(), failed.operation()).await.body["state"],
+        "failed"
+    );
     assert!(broker.world.instances.lock().unwrap().is_empty());
     broker.end().await;
 }
@@ -297,10 +429,22 @@ async fn d11_force_is_ignored_as_unknown() {
     let broker = TestBroker::with(choices).await;
     broker.provisioned("one").await;
     broker.bound("one", "a").await;
-    broker.delete(&format!("{}&force=true", later())).await.expect_error(400, "BadRequest");
-    broker.delete(&format!("{}?force=true&{}", one(), ids())).await.expect_error(422, "AsyncRequired");
-    broker.delete(&format!("{}?{}", binding("a"), ids())).await.expect(200);
-    broker.delete(&format!("{}&force=false", later())).await.expect(202);
+    broker
+        .delete(&format!("{}&force=true", later()))
+        .await
+        .expect_error(400, "BadRequest");
+    broker
+        .delete(&format!("{}?force=true&{}", one(), ids()))
+        .await
+        .expect_error(422, "AsyncRequired");
+    broker
+        .delete(&format!("{}?{}", binding("a"), ids()))
+        .await
+        .expect(200);
+    broker
+        .delete(&format!("{}&force=false", later()))
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     assert!(broker.world.instances.lock().unwrap().is_empty());
     broker.end().await;

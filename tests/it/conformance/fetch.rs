@@ -33,7 +33,10 @@ async fn g02_unknown_unfinished_failed_and_deleted_are_404() {
     let i = instance("i");
     broker.get(&i).await.expect_error(404, "NotFound");
     *broker.world.refuse_ready.lock().unwrap() = Some("No.".into());
-    broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.get(&i).await.expect_error(404, "NotFound");
     broker.run_until_idle().await;
     broker.get(&i).await.expect_error(404, "NotFound");
@@ -48,7 +51,10 @@ async fn g03_while_an_update_runs_it_is_not_readable() {
     let broker = TestBroker::start().await;
     let i = instance("i");
     broker.provisioned("i").await;
-    broker.patch(&flagged(&i), &json!({"service_id": ALPHA, "plan_id": MEDIUM})).await.expect(202);
+    broker
+        .patch(&flagged(&i), &json!({"service_id": ALPHA, "plan_id": MEDIUM}))
+        .await
+        .expect(202);
     let answer = broker.get(&i).await.expect_error(422, "ConcurrencyError");
     assert_eq!(answer.body["description"], CONCURRENCY_ERROR);
     broker.run_until_idle().await;
@@ -62,8 +68,20 @@ async fn g04_ids_in_the_query_are_hints() {
     let broker = TestBroker::start().await;
     broker.provisioned("i").await;
     let plain = broker.get(&instance("i")).await.expect(200).text;
-    for query in [format!("service_id={ALPHA}&plan_id={SMALL}"), "service_id=&plan_id=x".into(), "service_id=a&service_id=b".into()] {
-        assert_eq!(broker.get(&format!("{}?{query}", instance("i"))).await.expect(200).text, plain, "{query}");
+    for query in [
+        format!("service_id={ALPHA}&plan_id={SMALL}"),
+        "service_id=&plan_id=x".into(),
+        "service_id=a&service_id=b".into(),
+    ] {
+        assert_eq!(
+            broker
+                .get(&format!("{}?{query}", instance("i")))
+                .await
+                .expect(200)
+                .text,
+            plain,
+            "{query}"
+        );
     }
     broker.end().await;
 }
@@ -76,8 +94,13 @@ async fn g06_the_version_it_runs_not_the_one_of_the_catalog() {
     let mut newer = catalog::sources();
     let text = newer["catalog/alpha/offering.yaml"].replace("version: 1.0.0", "version: 2.0.0");
     newer.insert("catalog/alpha/offering.yaml".into(), text);
-    broker.engine.set_catalog(Catalog::load(&newer, &KnownMechanisms).unwrap()).await.unwrap();
-    let version = || async { broker.get(&instance("i")).await.expect(200).body["maintenance_info"]["version"].clone() };
+    broker
+        .engine
+        .set_catalog(Catalog::load(&newer, &KnownMechanisms).unwrap())
+        .await
+        .unwrap();
+    let version =
+        || async { broker.get(&instance("i")).await.expect(200).body["maintenance_info"]["version"].clone() };
     assert_eq!(version().await, "1.0.0");
     let upgrade = json!({"service_id": ALPHA, "maintenance_info": {"version": "2.0.0"}});
     broker.patch(&flagged(&instance("i")), &upgrade).await.expect(202);
@@ -122,7 +145,12 @@ async fn g09_after_a_failed_update_the_values_last_applied() {
     let change = json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 8}});
     for times in [1, 2] {
         // Once: it is put back. Twice: putting it back fails too.
-        broker.world.plan("apply", When::Before, Effect::Fail(PortErrorKind::Invalid, "No."), times);
+        broker.world.plan(
+            "apply",
+            When::Before,
+            Effect::Fail(PortErrorKind::Invalid, "No."),
+            times,
+        );
         broker.patch(&flagged(&i), &change).await.expect(202);
         broker.run_until_idle().await;
         assert_eq!(told(&broker, &i).await["state"], "failed");

@@ -1,6 +1,9 @@
 //! L, K and S: how operations run and what is told of them.
 
-use super::common::{binding, by_hand, delete, everything, flagged, instance, last, merged, provision, state_of, told, with_http};
+use super::common::{
+    binding, by_hand, delete, everything, flagged, instance, last, merged, provision, state_of, told,
+    with_http,
+};
 use crate::support::broker::{Choices, TestBroker};
 use crate::support::catalog::{self, ALPHA, MEDIUM, SHORT, SMALL, ids};
 use crate::support::world::{Effect, When};
@@ -16,7 +19,12 @@ fn change() -> Value {
 }
 
 fn fail(call: &'static str, times: u32) -> (&'static str, When, Effect, u32) {
-    (call, When::Before, Effect::Fail(PortErrorKind::Invalid, "The server said no."), times)
+    (
+        call,
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "The server said no."),
+        times,
+    )
 }
 
 fn plan(broker: &TestBroker, (call, when, effect, times): (&'static str, When, Effect, u32)) {
@@ -28,10 +36,19 @@ async fn s01_success_is_told_only_when_complete() {
     let broker = TestBroker::start().await;
     let b = binding("i", "b");
     broker.provisioned("i").await;
-    broker.patch(&flagged(&instance("i")), &json!({"service_id": ALPHA})).await.expect(200);
+    broker
+        .patch(&flagged(&instance("i")), &json!({"service_id": ALPHA}))
+        .await
+        .expect(200);
     let bound = broker.put(&b, &catalog::bind_body()).await.expect(201).body["credentials"].clone();
-    let (user, password) = (bound["username"].as_str().unwrap(), bound["password"].as_str().unwrap());
-    assert!(broker.world.lets_in(user, password), "201: the credentials work already");
+    let (user, password) = (
+        bound["username"].as_str().unwrap(),
+        bound["password"].as_str().unwrap(),
+    );
+    assert!(
+        broker.world.lets_in(user, password),
+        "201: the credentials work already"
+    );
     broker.delete(&format!("{b}?{}", ids())).await.expect(200);
     assert!(!broker.world.lets_in(user, password), "200: they work no more");
     broker.deleted("i").await;
@@ -47,11 +64,20 @@ async fn s02_async_only_without_the_flag_starts_nothing() {
     for query in ["", "?accepts_incomplete=false", "?accepts_incomplete="] {
         let joint = if query.is_empty() { "?" } else { "&" };
         for answer in [
-            broker.put(&format!("{}{query}", instance("n")), &catalog::provision_body()).await,
-            broker.patch(&format!("{}{query}", instance("i")), &change()).await,
-            broker.delete(&format!("{}{query}{joint}{}", instance("i"), ids())).await,
+            broker
+                .put(&format!("{}{query}", instance("n")), &catalog::provision_body())
+                .await,
+            broker
+                .patch(&format!("{}{query}", instance("i")), &change())
+                .await,
+            broker
+                .delete(&format!("{}{query}{joint}{}", instance("i"), ids()))
+                .await,
         ] {
-            assert_eq!(answer.expect_error(422, "AsyncRequired").body["description"], ASYNC_REQUIRED);
+            assert_eq!(
+                answer.expect_error(422, "AsyncRequired").body["description"],
+                ASYNC_REQUIRED
+            );
         }
     }
     broker.run_until_idle().await;
@@ -65,7 +91,12 @@ async fn s03_with_the_flag_202_and_an_operation_or_at_once() {
     let broker = by_hand().await;
     let i = instance("i");
     let mut tokens = Vec::new();
-    tokens.push(broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202));
+    tokens.push(
+        broker
+            .put(&flagged(&i), &catalog::provision_body())
+            .await
+            .expect(202),
+    );
     broker.run_until_idle().await;
     tokens.push(broker.patch(&flagged(&i), &change()).await.expect(202));
     broker.run_until_idle().await;
@@ -83,7 +114,10 @@ async fn s03_with_the_flag_202_and_an_operation_or_at_once() {
     choices.engine.async_grace = Duration::from_secs(5);
     let broker = TestBroker::with(choices).await;
     broker.provisioned("i").await;
-    broker.put(&flagged(&binding("i", "b")), &catalog::bind_body()).await.expect(201);
+    broker
+        .put(&flagged(&binding("i", "b")), &catalog::bind_body())
+        .await
+        .expect(201);
     broker.delete(&delete(&binding("i", "b"))).await.expect(200);
     broker.end().await;
 }
@@ -96,26 +130,52 @@ async fn s04_an_identical_request_while_it_runs_gets_202_and_the_same_operation(
         assert_eq!(second.expect(202).operation(), first);
     };
     let body = provision(json!({"parameters": {"size": 4, "colour": "red"}}));
-    let first = broker.put(&flagged(&i), &body).await.expect(202).operation().to_owned();
-    let reordered = provision(json!({"parameters": {"colour": "red", "size": 4}, "context": {"platform": "x"}}));
+    let first = broker
+        .put(&flagged(&i), &body)
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
+    let reordered =
+        provision(json!({"parameters": {"colour": "red", "size": 4}, "context": {"platform": "x"}}));
     again(first.clone(), broker.put(&flagged(&i), &body).await);
     again(first, broker.put(&flagged(&i), &reordered).await);
     broker.run_until_idle().await;
 
-    let first = broker.patch(&flagged(&i), &change()).await.expect(202).operation().to_owned();
+    let first = broker
+        .patch(&flagged(&i), &change())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     again(first, broker.patch(&flagged(&i), &change()).await);
     broker.run_until_idle().await;
 
     let bind = json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"role": "readonly"}});
-    let first = broker.put(&flagged(&b), &bind).await.expect(202).operation().to_owned();
+    let first = broker
+        .put(&flagged(&b), &bind)
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     again(first, broker.put(&flagged(&b), &bind).await);
     broker.run_until_idle().await;
 
-    let first = broker.delete(&delete(&b)).await.expect(202).operation().to_owned();
+    let first = broker
+        .delete(&delete(&b))
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     again(first, broker.delete(&delete(&b)).await);
     broker.run_until_idle().await;
 
-    let first = broker.delete(&delete(&i)).await.expect(202).operation().to_owned();
+    let first = broker
+        .delete(&delete(&i))
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     again(first, broker.delete(&delete(&i)).await);
     broker.run_until_idle().await;
     broker.end().await;
@@ -126,15 +186,28 @@ async fn s05_a_concurrent_request_is_refused_and_disturbs_nothing() {
     let broker = by_hand().await;
     let (i, b) = (instance("i"), binding("i", "b"));
     broker.provisioned("i").await;
-    let running = broker.patch(&flagged(&i), &change()).await.expect(202).operation().to_owned();
+    let running = broker
+        .patch(&flagged(&i), &change())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     let before = everything(&broker).await;
     for answer in [
-        broker.patch(&flagged(&i), &merged(change(), json!({"parameters": {"size": 2}}))).await,
+        broker
+            .patch(
+                &flagged(&i),
+                &merged(change(), json!({"parameters": {"size": 2}})),
+            )
+            .await,
         broker.put(&b, &catalog::bind_body()).await,
         broker.put(&flagged(&i), &catalog::provision_body()).await,
         broker.get(&i).await,
     ] {
-        assert_eq!(answer.expect_error(422, "ConcurrencyError").body["description"], CONCURRENCY_ERROR);
+        assert_eq!(
+            answer.expect_error(422, "ConcurrencyError").body["description"],
+            CONCURRENCY_ERROR
+        );
     }
     assert_eq!(everything(&broker).await, before);
     assert_eq!(state_of(&broker, &i, &running).await, "in progress");
@@ -150,9 +223,15 @@ async fn s06_bindings_of_one_instance_are_made_side_by_side_but_not_beside_an_up
     let broker = by_hand().await;
     broker.provisioned("i").await;
     for name in ["a", "b", "c"] {
-        broker.put(&flagged(&binding("i", name)), &catalog::bind_body()).await.expect(202);
+        broker
+            .put(&flagged(&binding("i", name)), &catalog::bind_body())
+            .await
+            .expect(202);
     }
-    broker.patch(&flagged(&instance("i")), &change()).await.expect_error(422, "ConcurrencyError");
+    broker
+        .patch(&flagged(&instance("i")), &change())
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
     for name in ["a", "b", "c"] {
         broker.get(&binding("i", name)).await.expect(200);
@@ -170,10 +249,22 @@ async fn s07_answers_come_promptly_though_the_backend_hangs() {
     broker.provisioned("i").await;
     broker.world.plan("issue", When::Before, Effect::Hang, 2);
     let begun = Instant::now();
-    broker.put(&flagged(&instance("n")), &catalog::provision_body()).await.expect(202);
-    broker.put(&flagged(&binding("i", "a")), &catalog::bind_body()).await.expect(202);
-    broker.put(&binding("i", "b"), &catalog::bind_body()).await.expect_error(503, "ServiceUnavailable");
-    broker.delete(&delete(&instance("i"))).await.expect_error(422, "ConcurrencyError");
+    broker
+        .put(&flagged(&instance("n")), &catalog::provision_body())
+        .await
+        .expect(202);
+    broker
+        .put(&flagged(&binding("i", "a")), &catalog::bind_body())
+        .await
+        .expect(202);
+    broker
+        .put(&binding("i", "b"), &catalog::bind_body())
+        .await
+        .expect_error(503, "ServiceUnavailable");
+    broker
+        .delete(&delete(&instance("i")))
+        .await
+        .expect_error(422, "ConcurrencyError");
     broker.delete(&delete(&binding("i", "a"))).await;
     broker.delete(&delete(&binding("i", "b"))).await;
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
@@ -187,7 +278,10 @@ async fn s08_only_true_is_true() {
     let broker = TestBroker::start().await;
     for word in ["false", "1", "yes", "", "truee", "true%20", "t"] {
         let path = format!("{}?accepts_incomplete={word}", instance("i"));
-        broker.put(&path, &catalog::provision_body()).await.expect_error(422, "AsyncRequired");
+        broker
+            .put(&path, &catalog::provision_body())
+            .await
+            .expect_error(422, "AsyncRequired");
     }
     for (n, word) in ["true", "True", "TRUE", "tRuE"].iter().enumerate() {
         let path = format!("{}?accepts_incomplete={word}", instance(&n.to_string()));
@@ -202,27 +296,48 @@ async fn l01_three_states_and_a_description() {
     let broker = TestBroker::start().await;
     let i = instance("i");
     *broker.world.looks.lock().unwrap() = 2;
-    broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202);
     let check = |told: &Value, state: &str| {
         assert_eq!(told["state"], state);
-        assert!(told.get("description").is_none_or(|d| d.as_str().is_some_and(|d| !d.is_empty())), "{told}");
+        assert!(
+            told.get("description")
+                .is_none_or(|d| d.as_str().is_some_and(|d| !d.is_empty())),
+            "{told}"
+        );
         for name in told.as_object().unwrap().keys() {
-            assert!(["state", "description", "instance_usable", "update_repeatable"].contains(&name.as_str()), "{name}");
+            assert!(
+                ["state", "description", "instance_usable", "update_repeatable"].contains(&name.as_str()),
+                "{name}"
+            );
         }
     };
     check(&told(&broker, &i).await, "in progress");
     broker.run_due().await;
     let waiting = told(&broker, &i).await;
     check(&waiting, "in progress");
-    assert!(waiting["description"].as_str().unwrap().contains("more looks"), "what it waits for: {waiting}");
+    assert!(
+        waiting["description"].as_str().unwrap().contains("more looks"),
+        "what it waits for: {waiting}"
+    );
     broker.run_until_idle().await;
     check(&told(&broker, &i).await, "succeeded");
     *broker.world.refuse_ready.lock().unwrap() = Some("The disk is full.".into());
-    broker.put(&flagged(&instance("f")), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&instance("f")), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     let failed = told(&broker, &instance("f")).await;
     check(&failed, "failed");
-    assert!(failed["description"].as_str().unwrap().contains("The disk is full."));
+    assert!(
+        failed["description"]
+            .as_str()
+            .unwrap()
+            .contains("The disk is full.")
+    );
     *broker.world.refuse_ready.lock().unwrap() = None;
     broker.end().await;
 }
@@ -233,10 +348,23 @@ async fn l02_k02_never_known_is_404() {
     broker.provisioned("i").await;
     broker.provisioned("j").await;
     broker.bound("i", "b").await;
-    let token = broker.put(&flagged(&instance("k")), &catalog::provision_body()).await.expect(202).operation().to_owned();
-    for path in [instance("unknown"), binding("i", "unknown"), binding("j", "b"), binding("unknown", "b")] {
+    let token = broker
+        .put(&flagged(&instance("k")), &catalog::provision_body())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
+    for path in [
+        instance("unknown"),
+        binding("i", "unknown"),
+        binding("j", "b"),
+        binding("unknown", "b"),
+    ] {
         broker.get(&last(&path)).await.expect_error(404, "NotFound");
-        broker.get(&format!("{}?operation={token}", last(&path))).await.expect_error(404, "NotFound");
+        broker
+            .get(&format!("{}?operation={token}", last(&path)))
+            .await
+            .expect_error(404, "NotFound");
     }
     broker.run_until_idle().await;
     broker.end().await;
@@ -249,8 +377,17 @@ async fn l03_k03_no_poll_of_something_known_is_refused_for_its_values() {
     broker.bound("i", "b").await;
     let long = format!("operation={}", "x".repeat(12_000));
     for query in [
-        "operation=", "operation=%00", "operation=%FF", "operation=a&operation=b", "service_id=&plan_id=", "service_id=%27",
-        "plan_id=nothing", "accepts_incomplete=maybe", "&&", "=", long.as_str(),
+        "operation=",
+        "operation=%00",
+        "operation=%FF",
+        "operation=a&operation=b",
+        "service_id=&plan_id=",
+        "service_id=%27",
+        "plan_id=nothing",
+        "accepts_incomplete=maybe",
+        "&&",
+        "=",
+        long.as_str(),
     ] {
         for path in [instance("i"), binding("i", "b")] {
             let answer = broker.get(&format!("{}?{query}", last(&path))).await.expect(200);
@@ -265,8 +402,13 @@ async fn l03_k03_no_poll_of_something_known_is_refused_for_its_values() {
 async fn l04_k05_retry_after_is_whole_seconds_while_in_progress() {
     let broker = by_hand().await;
     let (i, b) = (instance("i"), binding("i", "b"));
-    let seconds = |answer: &crate::support::broker::Answer| -> u32 { answer.headers["retry-after"].to_str().unwrap().parse().unwrap() };
-    broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+    let seconds = |answer: &crate::support::broker::Answer| -> u32 {
+        answer.headers["retry-after"].to_str().unwrap().parse().unwrap()
+    };
+    broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202);
     assert!((1..=60).contains(&seconds(&broker.get(&last(&i)).await)));
     broker.run_until_idle().await;
     assert!(broker.get(&last(&i)).await.headers.get("retry-after").is_none());
@@ -282,14 +424,27 @@ async fn l04_k05_retry_after_is_whole_seconds_while_in_progress() {
 async fn l05_k04_410_only_for_finished_deletes_and_only_by_setting() {
     let broker = with_http(|http| http.deleted_answer = DeletedAnswer::Gone).await;
     let (i, b) = (instance("i"), binding("i", "b"));
-    let created = broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202).operation().to_owned();
+    let created = broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     broker.get(&last(&i)).await.expect(200);
     broker.run_until_idle().await;
     broker.get(&last(&i)).await.expect(200);
-    let updated = broker.patch(&flagged(&i), &change()).await.expect(202).operation().to_owned();
+    let updated = broker
+        .patch(&flagged(&i), &change())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     broker.run_until_idle().await;
     broker.get(&last(&i)).await.expect(200);
-    broker.put(&flagged(&b), &json!({"service_id": ALPHA, "plan_id": MEDIUM})).await.expect(202);
+    broker
+        .put(&flagged(&b), &json!({"service_id": ALPHA, "plan_id": MEDIUM}))
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     broker.get(&last(&b)).await.expect(200);
     // A delete that fails is told as failed.
@@ -300,11 +455,19 @@ async fn l05_k04_410_only_for_finished_deletes_and_only_by_setting() {
     broker.delete(&delete(&b)).await.expect(202);
     broker.run_until_idle().await;
     broker.get(&last(&b)).await.expect_error(410, "Gone");
-    let deleted = broker.delete(&delete(&i)).await.expect(202).operation().to_owned();
+    let deleted = broker
+        .delete(&delete(&i))
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     assert_eq!(state_of(&broker, &i, &deleted).await, "in progress");
     broker.run_until_idle().await;
     for (operation, status) in [(&created, 200), (&updated, 200), (&deleted, 410)] {
-        broker.get(&format!("{}?operation={operation}", last(&i))).await.expect(status);
+        broker
+            .get(&format!("{}?operation={operation}", last(&i)))
+            .await
+            .expect(status);
     }
     broker.end().await;
 }
@@ -342,7 +505,12 @@ async fn l06_k08_a_failed_bind_stays_failed_after_we_cleared_up() {
     let broker = TestBroker::start().await;
     let b = binding("i", "b");
     broker.provisioned("i").await;
-    broker.world.plan("issue", When::After, Effect::Fail(PortErrorKind::Invalid, "No answer."), 1);
+    broker.world.plan(
+        "issue",
+        When::After,
+        Effect::Fail(PortErrorKind::Invalid, "No answer."),
+        1,
+    );
     plan(&broker, fail("revoke", 1));
     broker.put(&flagged(&b), &catalog::bind_body()).await.expect(202);
     broker.run_until_idle().await;
@@ -362,15 +530,34 @@ async fn l06_k08_a_failed_bind_stays_failed_after_we_cleared_up() {
 async fn l07_the_operation_named_or_the_latest() {
     let broker = by_hand().await;
     let i = instance("i");
-    let created = broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202).operation().to_owned();
+    let created = broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     broker.run_until_idle().await;
     *broker.world.refuse_ready.lock().unwrap() = Some("No room.".into());
-    let failed = broker.patch(&flagged(&i), &change()).await.expect(202).operation().to_owned();
+    let failed = broker
+        .patch(&flagged(&i), &change())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     broker.run_due().await;
     *broker.world.refuse_ready.lock().unwrap() = None;
     broker.run_until_idle().await;
-    let running = broker.patch(&flagged(&i), &change()).await.expect(202).operation().to_owned();
-    for (operation, state) in [(&created, "succeeded"), (&failed, "failed"), (&running, "in progress")] {
+    let running = broker
+        .patch(&flagged(&i), &change())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
+    for (operation, state) in [
+        (&created, "succeeded"),
+        (&failed, "failed"),
+        (&running, "in progress"),
+    ] {
         assert_eq!(state_of(&broker, &i, operation).await, state);
     }
     assert_eq!(told(&broker, &i).await["state"], "in progress");
@@ -389,8 +576,18 @@ async fn l07_the_latest_operation_may_have_been_a_synchronous_one() {
     broker.patch(&flagged(&i), &change()).await.expect(202);
     broker.run_until_idle().await;
     assert_eq!(told(&broker, &i).await["state"], "failed");
-    broker.patch(&flagged(&i), &json!({"service_id": ALPHA, "context": {"platform": "x"}})).await.expect(200);
-    assert_eq!(told(&broker, &i).await["state"], "succeeded", "the update answered with 200");
+    broker
+        .patch(
+            &flagged(&i),
+            &json!({"service_id": ALPHA, "context": {"platform": "x"}}),
+        )
+        .await
+        .expect(200);
+    assert_eq!(
+        told(&broker, &i).await["state"],
+        "succeeded",
+        "the update answered with 200"
+    );
     broker.bound("i", "b").await;
     assert_eq!(told(&broker, &b).await["state"], "succeeded");
     broker.delete(&format!("{b}?{}", ids())).await.expect(200);
@@ -404,7 +601,12 @@ async fn l08_ids_in_a_poll_are_hints_only() {
     let broker = by_hand().await;
     let i = instance("i");
     broker.provisioned("i").await;
-    let operation = broker.patch(&flagged(&i), &json!({"service_id": ALPHA, "plan_id": SHORT})).await.expect(202).operation().to_owned();
+    let operation = broker
+        .patch(&flagged(&i), &json!({"service_id": ALPHA, "plan_id": SHORT}))
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     for query in [
         String::new(),
         format!("&service_id={ALPHA}&plan_id={SMALL}"),
@@ -412,7 +614,10 @@ async fn l08_ids_in_a_poll_are_hints_only() {
         "&service_id=&plan_id=".to_owned(),
         "&service_id=other&plan_id=other".to_owned(),
     ] {
-        let answer = broker.get(&format!("{}?operation={operation}{query}", last(&i))).await.expect(200);
+        let answer = broker
+            .get(&format!("{}?operation={operation}{query}", last(&i)))
+            .await
+            .expect(200);
         assert_eq!(answer.body["state"], "in progress", "{query}");
     }
     broker.run_until_idle().await;
@@ -429,20 +634,30 @@ async fn l09_failed_updates_and_deprovisions_say_whether_the_instance_works() {
     broker.patch(&flagged(&i), &change()).await.expect(202);
     broker.run_until_idle().await;
     let undone = told(&broker, &i).await;
-    assert_eq!((&undone["state"], &undone["instance_usable"]), (&json!("failed"), &json!(true)));
+    assert_eq!(
+        (&undone["state"], &undone["instance_usable"]),
+        (&json!("failed"), &json!(true))
+    );
     plan(&broker, fail("apply", 2));
     broker.patch(&flagged(&i), &change()).await.expect(202);
     broker.run_until_idle().await;
     let broken = told(&broker, &i).await;
     assert_eq!(
-        (&broken["state"], &broken["instance_usable"], &broken["update_repeatable"]),
+        (
+            &broken["state"],
+            &broken["instance_usable"],
+            &broken["update_repeatable"]
+        ),
         (&json!("failed"), &json!(false), &json!(true))
     );
     plan(&broker, fail("remove", 1));
     broker.delete(&delete(&i)).await.expect(202);
     broker.run_until_idle().await;
     let left = told(&broker, &i).await;
-    assert_eq!((&left["state"], &left["instance_usable"]), (&json!("failed"), &json!(false)));
+    assert_eq!(
+        (&left["state"], &left["instance_usable"]),
+        (&json!("failed"), &json!(false))
+    );
     broker.deleted("i").await;
     broker.end().await;
 }
@@ -457,7 +672,11 @@ async fn l10_k07_what_is_told_succeeded_can_be_fetched_from_then_on() {
         for _ in 0..200 {
             let state = told(&broker, path).await["state"].clone();
             let fetched = broker.get(path).await.status;
-            assert_eq!(fetched, if state == "succeeded" { 200 } else { 404 }, "{path} {state}");
+            assert_eq!(
+                fetched,
+                if state == "succeeded" { 200 } else { 404 },
+                "{path} {state}"
+            );
             if state == "succeeded" {
                 break;
             }
@@ -475,7 +694,10 @@ async fn l11_an_operation_ends_itself_by_the_maximum_polling_duration() {
     let broker = TestBroker::start().await;
     let i = instance("i");
     *broker.world.looks.lock().unwrap() = u32::MAX;
-    broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.advance(Duration::from_secs(590));
     broker.run_due().await;
     assert_eq!(told(&broker, &i).await["state"], "in progress");
@@ -492,8 +714,18 @@ async fn l11_an_operation_ends_itself_by_the_maximum_polling_duration() {
 async fn l12_k08_a_delete_that_takes_over_is_what_is_told() {
     let broker = by_hand().await;
     let (i, b) = (instance("i"), binding("i", "b"));
-    let creating = broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202).operation().to_owned();
-    let deleting = broker.delete(&delete(&i)).await.expect(202).operation().to_owned();
+    let creating = broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
+    let deleting = broker
+        .delete(&delete(&i))
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     assert_ne!(creating, deleting);
     assert_eq!(told(&broker, &i).await["state"], "in progress", "the delete");
     assert_eq!(state_of(&broker, &i, &creating).await, "failed");
@@ -503,12 +735,28 @@ async fn l12_k08_a_delete_that_takes_over_is_what_is_told() {
     assert!(broker.world.instances.lock().unwrap().is_empty());
 
     broker.provisioned("i").await;
-    let creating = broker.put(&flagged(&b), &catalog::bind_body()).await.expect(202).operation().to_owned();
-    let deleting = broker.delete(&delete(&b)).await.expect(202).operation().to_owned();
+    let creating = broker
+        .put(&flagged(&b), &catalog::bind_body())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
+    let deleting = broker
+        .delete(&delete(&b))
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
     assert_eq!(told(&broker, &b).await["state"], "in progress");
     assert_eq!(state_of(&broker, &b, &creating).await, "failed");
     broker.run_until_idle().await;
-    assert_eq!((told(&broker, &b).await["state"].as_str(), state_of(&broker, &b, &deleting).await.as_str()), (Some("succeeded"), "succeeded"));
+    assert_eq!(
+        (
+            told(&broker, &b).await["state"].as_str(),
+            state_of(&broker, &b, &deleting).await.as_str()
+        ),
+        (Some("succeeded"), "succeeded")
+    );
     assert!(broker.world.users().is_empty());
     broker.deleted("i").await;
     broker.end().await;
@@ -518,8 +766,16 @@ async fn l12_k08_a_delete_that_takes_over_is_what_is_told() {
 async fn l13_an_operation_nobody_knows_means_the_latest() {
     let broker = TestBroker::start().await;
     let (i, b) = (instance("i"), binding("i", "b"));
-    let other = broker.put(&flagged(&instance("other")), &catalog::provision_body()).await.expect(202).operation().to_owned();
-    broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+    let other = broker
+        .put(&flagged(&instance("other")), &catalog::provision_body())
+        .await
+        .expect(202)
+        .operation()
+        .to_owned();
+    broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202);
     for word in ["made-up", "", &other, "%00", "null"] {
         assert_eq!(state_of(&broker, &i, word).await, "in progress", "{word}");
     }

@@ -48,17 +48,38 @@ const RULES: [(&str, u32); 19] = [
 
 /// Rules no test here can pin, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("A-03", "a recommendation about the transport; the listener's TLS is the deployment's to set up"),
-    ("K-06", "speaks of a 202 without `operation`; this broker always sends one"),
-    ("P-01", "no plan is provisioned within the request: provisioning is always asynchronous"),
+    (
+        "A-03",
+        "a recommendation about the transport; the listener's TLS is the deployment's to set up",
+    ),
+    (
+        "K-06",
+        "speaks of a 202 without `operation`; this broker always sends one",
+    ),
+    (
+        "P-01",
+        "no plan is provisioned within the request: provisioning is always asynchronous",
+    ),
     ("G-05", "parameters never hold secrets here, so none is left out"),
-    ("U-01", "no change of a service is made within the request: updates are always asynchronous"),
-    ("B-08", "no binding is asynchronous only: without the flag it is made within the request (B-01)"),
-    ("B-13", "no offering streams logs, serves routes or mounts volumes, and binding files cannot name such members"),
+    (
+        "U-01",
+        "no change of a service is made within the request: updates are always asynchronous",
+    ),
+    (
+        "B-08",
+        "no binding is asynchronous only: without the flag it is made within the request (B-01)",
+    ),
+    (
+        "B-13",
+        "no offering streams logs, serves routes or mounts volumes, and binding files cannot name such members",
+    ),
     ("B-14", "no offering is a route service"),
     ("B-15", "no offering mounts volumes"),
     ("B-20", "there are bindable offerings"),
-    ("D-01", "no instance is removed within the request: deprovisioning is always asynchronous"),
+    (
+        "D-01",
+        "no instance is removed within the request: deprovisioning is always asynchronous",
+    ),
 ];
 
 /// The rules in the name of a test: `l06_k08_told_again` pins L-06 and K-08.
@@ -66,7 +87,9 @@ fn pinned(name: &str) -> Vec<String> {
     name.split('_')
         .map_while(|word| {
             let (letter, number) = word.split_at_checked(1)?;
-            let is_rule = letter.bytes().all(|b| b.is_ascii_lowercase()) && number.len() == 2 && number.bytes().all(|b| b.is_ascii_digit());
+            let is_rule = letter.bytes().all(|b| b.is_ascii_lowercase())
+                && number.len() == 2
+                && number.bytes().all(|b| b.is_ascii_digit());
             is_rule.then(|| format!("{}-{number}", letter.to_uppercase()))
         })
         .collect()
@@ -79,7 +102,10 @@ fn tested() -> BTreeSet<String> {
     for entry in std::fs::read_dir(folder).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         let lines: Vec<_> = text.lines().collect();
-        for pair in lines.windows(2).filter(|pair| pair[0].starts_with("#[tokio::test") || pair[0] == "#[test]") {
+        for pair in lines
+            .windows(2)
+            .filter(|pair| pair[0].starts_with("#[tokio::test") || pair[0] == "#[test]")
+        {
             let name = pair[1].trim_start_matches("async ").trim_start_matches("fn ");
             found.extend(pinned(name.split('(').next().unwrap()));
         }
@@ -90,11 +116,19 @@ fn tested() -> BTreeSet<String> {
 #[test]
 fn every_rule_is_tested_or_says_why_not() {
     let tested = tested();
-    let all: BTreeSet<String> =
-        RULES.iter().flat_map(|(letter, last)| (1..=*last).map(move |n| format!("{letter}-{n:02}"))).collect();
+    let all: BTreeSet<String> = RULES
+        .iter()
+        .flat_map(|(letter, last)| (1..=*last).map(move |n| format!("{letter}-{n:02}")))
+        .collect();
     let excused: BTreeSet<String> = ELSEWHERE.iter().map(|(rule, _)| (*rule).to_owned()).collect();
-    let unknown: Vec<_> = tested.union(&excused).filter(|rule| !all.contains(*rule)).collect();
+    let unknown: Vec<_> = tested
+        .union(&excused)
+        .filter(|rule| !all.contains(*rule))
+        .collect();
     assert!(unknown.is_empty(), "no such rules: {unknown:?}");
-    let missing: Vec<_> = all.iter().filter(|rule| !tested.contains(*rule) && !excused.contains(*rule)).collect();
+    let missing: Vec<_> = all
+        .iter()
+        .filter(|rule| !tested.contains(*rule) && !excused.contains(*rule))
+        .collect();
     assert!(missing.is_empty(), "neither tested nor excused: {missing:?}");
 }

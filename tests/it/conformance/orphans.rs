@@ -35,7 +35,10 @@ async fn o01_deletes_are_idempotent_in_every_state() {
     // Half created: at each step of the provision.
     for steps in 0..4 {
         *broker.world.looks.lock().unwrap() = 9;
-        broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+        broker
+            .put(&flagged(&i), &catalog::provision_body())
+            .await
+            .expect(202);
         for _ in 0..steps {
             broker.run_due().await;
         }
@@ -45,7 +48,10 @@ async fn o01_deletes_are_idempotent_in_every_state() {
     *broker.world.looks.lock().unwrap() = 0;
     // Failed.
     *broker.world.refuse_ready.lock().unwrap() = Some("No.".into());
-    broker.put(&flagged(&i), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&i), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     deleted_for_good(&broker, &i).await;
     *broker.world.refuse_ready.lock().unwrap() = None;
@@ -53,7 +59,12 @@ async fn o01_deletes_are_idempotent_in_every_state() {
     broker.provisioned("i").await;
     broker.put(&flagged(&b), &catalog::bind_body()).await.expect(202);
     deleted_for_good(&broker, &b).await;
-    broker.world.plan("issue", When::After, Effect::Fail(PortErrorKind::Invalid, "No."), 1);
+    broker.world.plan(
+        "issue",
+        When::After,
+        Effect::Fail(PortErrorKind::Invalid, "No."),
+        1,
+    );
     broker.put(&flagged(&b), &catalog::bind_body()).await.expect(202);
     broker.run_until_idle().await;
     deleted_for_good(&broker, &b).await;
@@ -71,7 +82,9 @@ async fn o01_deletes_are_idempotent_in_every_state() {
 /// Sends a request whole; whoever drops the connection has gone away without reading the answer.
 async fn sent(broker: &TestBroker, path: &str, body: &Value) -> TcpStream {
     let body = body.to_string();
-    let mut stream = TcpStream::connect(broker.base.trim_start_matches("http://")).await.unwrap();
+    let mut stream = TcpStream::connect(broker.base.trim_start_matches("http://"))
+        .await
+        .unwrap();
     let head = format!(
         "PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\nX-Broker-API-Version: 2.17\r\nContent-Length: {}\r\n\r\n{body}",
         right(),
@@ -100,10 +113,16 @@ async fn o02_an_answer_nobody_saw_can_be_asked_for_again_or_deleted() {
         until(&broker, &last(&instance(id)), 200).await;
         drop(unread);
     }
-    broker.put(&flagged(&instance("again")), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&instance("again")), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.delete(&delete(&instance("away"))).await.expect(202);
     broker.run_until_idle().await;
-    broker.put(&flagged(&instance("again")), &catalog::provision_body()).await.expect(200);
+    broker
+        .put(&flagged(&instance("again")), &catalog::provision_body())
+        .await
+        .expect(200);
     broker.get(&instance("away")).await.expect(404);
 
     // A synchronous bind that ends after its caller stopped listening.
@@ -112,7 +131,10 @@ async fn o02_an_answer_nobody_saw_can_be_asked_for_again_or_deleted() {
     drop(unread);
     let b = binding("again", "b");
     let seen = broker.put(&b, &catalog::bind_body()).await.expect(200).body;
-    assert_eq!(seen["credentials"], broker.get(&b).await.expect(200).body["credentials"]);
+    assert_eq!(
+        seen["credentials"],
+        broker.get(&b).await.expect(200).body["credentials"]
+    );
 
     // One whose caller goes away while the backend is being asked: it is still there, and can still be deleted.
     let c = binding("again", "c");
@@ -135,19 +157,37 @@ async fn o03_clearing_up_never_touches_what_a_platform_or_nobody_knows() {
     broker.provisioned("i").await;
     let c = broker.bound("i", "b").await;
     *broker.world.refuse_ready.lock().unwrap() = Some("No.".into());
-    broker.put(&flagged(&instance("failed")), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&instance("failed")), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     *broker.world.refuse_ready.lock().unwrap() = None;
-    broker.put(&flagged(&instance("running")), &catalog::provision_body()).await.expect(202);
+    broker
+        .put(&flagged(&instance("running")), &catalog::provision_body())
+        .await
+        .expect(202);
     let nobodys = "a".repeat(26);
-    broker.world.instances.lock().unwrap().insert(nobodys.clone(), FakeInstance::default());
+    broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .insert(nobodys.clone(), FakeInstance::default());
     let report = broker.sweeper().once().await.unwrap();
-    assert_eq!((report.orphans, report.purged, report.expired, report.residual), (0, 0, 0, 0));
+    assert_eq!(
+        (report.orphans, report.purged, report.expired, report.residual),
+        (0, 0, 0, 0)
+    );
     assert_eq!(report.unknown, 1);
     // It may be somebody's data under a lost database: told, and gone only when an operator asks.
     assert!(broker.world.instances.lock().unwrap().contains_key(&nobodys));
     assert!(broker.sweeper().remove(&nobodys).await);
-    assert!(broker.world.lets_in(c["username"].as_str().unwrap(), c["password"].as_str().unwrap()));
+    assert!(
+        broker
+            .world
+            .lets_in(c["username"].as_str().unwrap(), c["password"].as_str().unwrap())
+    );
     assert_eq!(told(&broker, &instance("failed")).await["state"], "failed");
     broker.run_until_idle().await;
     for id in ["i", "running"] {
@@ -173,13 +213,21 @@ async fn o04_transient_trouble_is_waited_out_and_a_5xx_leaves_nothing() {
     }
     broker.provisioned("i").await;
     broker.world.plan("issue", When::Before, trouble(), 2);
-    broker.put(&flagged(&binding("i", "a")), &catalog::bind_body()).await.expect(202);
+    broker
+        .put(&flagged(&binding("i", "a")), &catalog::bind_body())
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     assert_eq!(told(&broker, &binding("i", "a")).await["state"], "succeeded");
     // A synchronous bind that fails for good has made nothing that lasts, and can be deleted and made anew.
     let b = binding("i", "b");
     let users = broker.world.users();
-    broker.world.plan("verify", When::Before, Effect::Fail(PortErrorKind::Invalid, "No."), 1);
+    broker.world.plan(
+        "verify",
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "No."),
+        1,
+    );
     let answer = broker.put(&b, &catalog::bind_body()).await;
     assert_eq!(answer.status, 500, "{}", answer.text);
     broker.run_until_idle().await;

@@ -66,23 +66,43 @@ async fn u03_an_asynchronous_update_is_202_and_a_resend_gets_the_same_operation(
     let body = json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 7}});
     let first = patch(&broker, &body).await.expect(202);
     assert!(!first.operation().is_empty() && first.operation().len() <= 10_000);
-    assert_eq!(patch(&broker, &body).await.expect(202).operation(), first.operation());
+    assert_eq!(
+        patch(&broker, &body).await.expect(202).operation(),
+        first.operation()
+    );
     // U-09 for the re-send, as §16 step 8 says.
-    broker.patch(&one(), &body).await.expect_error(422, "AsyncRequired");
+    broker
+        .patch(&one(), &body)
+        .await
+        .expect_error(422, "AsyncRequired");
     let polled = broker.last_of(&one(), first.operation()).await;
     assert_eq!(polled.body["state"], "in progress");
     // L-08: the old plan, the new plan, nothing.
     for plan in [SMALL, MEDIUM] {
-        let path = format!("{}/last_operation?operation={}&plan_id={plan}&service_id={ALPHA}", one(), first.operation());
+        let path = format!(
+            "{}/last_operation?operation={}&plan_id={plan}&service_id={ALPHA}",
+            one(),
+            first.operation()
+        );
         assert_eq!(broker.get(&path).await.expect(200).body["state"], "in progress");
     }
     broker.get(&one()).await.expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
     let done = broker.last_of(&one(), first.operation()).await;
     assert_eq!(done.body["state"], "succeeded");
-    assert_eq!((done.body.get("instance_usable"), done.body.get("update_repeatable")), (None, None), "E-04");
+    assert_eq!(
+        (
+            done.body.get("instance_usable"),
+            done.body.get("update_repeatable")
+        ),
+        (None, None),
+        "E-04"
+    );
     let now = broker.get(&one()).await.expect(200).body;
-    assert_eq!((&now["plan_id"], &now["parameters"]), (&json!(MEDIUM), &json!({"size": 7})));
+    assert_eq!(
+        (&now["plan_id"], &now["parameters"]),
+        (&json!(MEDIUM), &json!({"size": 7}))
+    );
     // The same once more is no running operation but nothing to do.
     patch(&broker, &body).await.expect(200);
     broker.deleted_and_end().await;
@@ -156,7 +176,10 @@ async fn u06_without_plan_id_or_with_the_current_one_the_plan_stays() {
         patch(&broker, &body).await.expect(202);
         broker.run_until_idle().await;
         let now = broker.get(&one()).await.expect(200).body;
-        assert_eq!((&now["plan_id"], &now["parameters"]["size"]), (&json!(BARE), &json!(size)));
+        assert_eq!(
+            (&now["plan_id"], &now["parameters"]["size"]),
+            (&json!(BARE), &json!(size))
+        );
     }
     broker.deleted_and_end().await;
 }
@@ -164,17 +187,27 @@ async fn u06_without_plan_id_or_with_the_current_one_the_plan_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn u07_absent_and_empty_parameters_leave_them_as_they_are() {
     let broker = TestBroker::start().await;
-    broker.provisioned_as(ALPHA, SMALL, json!({"size": 5, "colour": "red"})).await;
-    for body in [json!({"service_id": ALPHA}), json!({"service_id": ALPHA, "parameters": {}})] {
+    broker
+        .provisioned_as(ALPHA, SMALL, json!({"size": 5, "colour": "red"}))
+        .await;
+    for body in [
+        json!({"service_id": ALPHA}),
+        json!({"service_id": ALPHA, "parameters": {}}),
+    ] {
         patch(&broker, &body).await.expect(200);
     }
     let plan_only = json!({"service_id": ALPHA, "plan_id": SHORT, "parameters": {}});
     patch(&broker, &plan_only).await.expect(202);
     broker.run_until_idle().await;
     let now = broker.get(&one()).await.expect(200).body;
-    assert_eq!((&now["plan_id"], &now["parameters"]), (&json!(SHORT), &json!({"size": 5, "colour": "red"})));
+    assert_eq!(
+        (&now["plan_id"], &now["parameters"]),
+        (&json!(SHORT), &json!({"size": 5, "colour": "red"}))
+    );
     // What is named changes, the rest stays.
-    patch(&broker, &json!({"service_id": ALPHA, "parameters": {"size": 6}})).await.expect(202);
+    patch(&broker, &json!({"service_id": ALPHA, "parameters": {"size": 6}}))
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     let now = broker.get(&one()).await.expect(200).body;
     assert_eq!(now["parameters"], json!({"size": 6, "colour": "red"}));
@@ -188,11 +221,17 @@ async fn u08_unsupported_plan_change_is_refused() {
         broker.provisioned_as(ALPHA, from, json!({})).await;
         let before = Unchanged::from(&broker).await;
         let body = json!({"service_id": ALPHA, "plan_id": to, "parameters": {"size": 8}, "context": {"platform": "x"}});
-        let refused = patch(&broker, &body).await.expect_error(422, "PlanChangeNotSupported");
+        let refused = patch(&broker, &body)
+            .await
+            .expect_error(422, "PlanChangeNotSupported");
         assert_eq!(refused.body["update_repeatable"], json!(false));
         assert_eq!(refused.body["instance_usable"], json!(true));
         if from == SMALL {
-            assert!(refused.text.contains("medium, short"), "says what is possible: {}", refused.text);
+            assert!(
+                refused.text.contains("medium, short"),
+                "says what is possible: {}",
+                refused.text
+            );
         }
         before.check(&broker).await;
         broker.deleted("one").await;
@@ -215,9 +254,22 @@ async fn u09_without_the_flag_is_async_required() {
         json!({"service_id": ALPHA, "maintenance_info": {"version": "9.9.9"}}),
         json!({"service_id": ALPHA, "parameters": {"size": 99}}),
     ] {
-        for path in [one(), format!("{}?accepts_incomplete=false", one()), format!("{}?accepts_incomplete=1", one())] {
-            let refused = broker.patch(&path, &body).await.expect_error(422, "AsyncRequired");
-            assert_eq!((refused.body.get("instance_usable"), refused.body.get("update_repeatable")), (None, None));
+        for path in [
+            one(),
+            format!("{}?accepts_incomplete=false", one()),
+            format!("{}?accepts_incomplete=1", one()),
+        ] {
+            let refused = broker
+                .patch(&path, &body)
+                .await
+                .expect_error(422, "AsyncRequired");
+            assert_eq!(
+                (
+                    refused.body.get("instance_usable"),
+                    refused.body.get("update_repeatable")
+                ),
+                (None, None)
+            );
         }
     }
     before.check(&broker).await;
@@ -237,14 +289,19 @@ async fn u10_a_version_that_is_not_the_catalogs_conflicts() {
         // The version of the plan the instance will have counts, not of the one it has.
         json!({"service_id": ALPHA, "plan_id": MEDIUM, "maintenance_info": {"version": "1.0.0"}}),
     ] {
-        let refused = patch(&broker, &body).await.expect_error(422, "MaintenanceInfoConflict");
+        let refused = patch(&broker, &body)
+            .await
+            .expect_error(422, "MaintenanceInfoConflict");
         assert_eq!(refused.body.get("instance_usable"), None, "{}", refused.text);
         before.check(&broker).await;
     }
     // Equal to the instance's: nothing to do for this part; other members do not matter.
-    let same = json!({"service_id": ALPHA, "maintenance_info": {"version": "1.0.0", "description": "other words"}});
+    let same =
+        json!({"service_id": ALPHA, "maintenance_info": {"version": "1.0.0", "description": "other words"}});
     patch(&broker, &same).await.expect(200);
-    patch(&broker, &json!({"service_id": ALPHA, "maintenance_info": {}})).await.expect(200);
+    patch(&broker, &json!({"service_id": ALPHA, "maintenance_info": {}}))
+        .await
+        .expect(200);
     before.check(&broker).await;
     broker.deleted_and_end().await;
 }
@@ -254,7 +311,9 @@ async fn maintained(broker: &TestBroker, version: &str) {
     use chandler::domain::catalog::{Catalog, KnownMechanisms};
     let mut sources = catalog::sources();
     let plan = sources.get_mut("plans/alpha/small.yaml").unwrap();
-    plan.push_str(&format!("values:\n  memory: 96Mi\nmaintenance_info:\n  version: {version}\n  description: Next.\n"));
+    plan.push_str(&format!(
+        "values:\n  memory: 96Mi\nmaintenance_info:\n  version: {version}\n  description: Next.\n"
+    ));
     let loaded = Catalog::load(&sources, &KnownMechanisms).unwrap_or_else(|p| panic!("{p:?}"));
     broker.engine.set_catalog(loaded).await.unwrap();
 }
@@ -264,20 +323,54 @@ async fn u10_a_newer_version_performs_the_maintenance() {
     let broker = TestBroker::start().await;
     broker.provisioned("one").await;
     maintained(&broker, "1.2.0").await;
-    assert_eq!(broker.get(&one()).await.body["maintenance_info"]["version"], "1.0.0", "G-06");
+    assert_eq!(
+        broker.get(&one()).await.body["maintenance_info"]["version"],
+        "1.0.0",
+        "G-06"
+    );
     // Nobody asked for the maintenance yet.
     patch(&broker, &json!({"service_id": ALPHA})).await.expect(200);
-    patch(&broker, &json!({"service_id": ALPHA, "maintenance_info": {"version": "1.0.0"}}))
-        .await
-        .expect_error(422, "MaintenanceInfoConflict");
-    let applied = broker.world.instances.lock().unwrap().values().next().unwrap().applied.clone();
-    patch(&broker, &json!({"service_id": ALPHA, "plan_id": SMALL, "maintenance_info": {"version": "1.2.0"}}))
-        .await
-        .expect(202);
+    patch(
+        &broker,
+        &json!({"service_id": ALPHA, "maintenance_info": {"version": "1.0.0"}}),
+    )
+    .await
+    .expect_error(422, "MaintenanceInfoConflict");
+    let applied = broker
+        .world
+        .instances
+        .lock()
+        .unwrap()
+        .values()
+        .next()
+        .unwrap()
+        .applied
+        .clone();
+    patch(
+        &broker,
+        &json!({"service_id": ALPHA, "plan_id": SMALL, "maintenance_info": {"version": "1.2.0"}}),
+    )
+    .await
+    .expect(202);
     broker.run_until_idle().await;
     assert_eq!(broker.last(&one()).await.body["state"], "succeeded");
-    assert_eq!(broker.get(&one()).await.body["maintenance_info"]["version"], "1.2.0");
-    assert_ne!(broker.world.instances.lock().unwrap().values().next().unwrap().applied, applied, "the plan's new values");
+    assert_eq!(
+        broker.get(&one()).await.body["maintenance_info"]["version"],
+        "1.2.0"
+    );
+    assert_ne!(
+        broker
+            .world
+            .instances
+            .lock()
+            .unwrap()
+            .values()
+            .next()
+            .unwrap()
+            .applied,
+        applied,
+        "the plan's new values"
+    );
     broker.deleted_and_end().await;
 }
 
@@ -293,7 +386,10 @@ async fn u10_a_plan_change_brings_the_new_plans_version() {
         patch(&broker, &body).await.expect(202);
         broker.run_until_idle().await;
         let now = broker.get(&one()).await.expect(200).body;
-        assert_eq!(now["maintenance_info"]["version"], "1.1.0", "G-06: what it runs, named={named}");
+        assert_eq!(
+            now["maintenance_info"]["version"], "1.1.0",
+            "G-06: what it runs, named={named}"
+        );
         broker.deleted("one").await;
     }
     broker.end().await;
@@ -305,16 +401,34 @@ async fn u11_a_context_alone_is_stored_and_touches_nothing() {
     broker.provisioned("one").await;
     let applies = broker.world.count("apply");
     let context = json!({"platform": "cloudfoundry", "instance_name": "renamed", "space_name": "there"});
-    patch(&broker, &json!({"service_id": ALPHA, "context": context})).await.expect(200);
+    patch(&broker, &json!({"service_id": ALPHA, "context": context}))
+        .await
+        .expect(200);
     assert_eq!(broker.row("one").await.context, Some(context.clone()));
     // The stored one is replaced, not merged; an absent one changes nothing.
-    patch(&broker, &json!({"service_id": ALPHA, "context": {"platform": "kubernetes"}})).await.expect(200);
-    assert_eq!(broker.row("one").await.context, Some(json!({"platform": "kubernetes"})));
+    patch(
+        &broker,
+        &json!({"service_id": ALPHA, "context": {"platform": "kubernetes"}}),
+    )
+    .await
+    .expect(200);
+    assert_eq!(
+        broker.row("one").await.context,
+        Some(json!({"platform": "kubernetes"}))
+    );
     patch(&broker, &json!({"service_id": ALPHA})).await.expect(200);
-    assert_eq!(broker.row("one").await.context, Some(json!({"platform": "kubernetes"})));
+    assert_eq!(
+        broker.row("one").await.context,
+        Some(json!({"platform": "kubernetes"}))
+    );
     assert_eq!(broker.world.count("apply"), applies);
     // With other changes it is stored too.
-    patch(&broker, &json!({"service_id": ALPHA, "parameters": {"size": 4}, "context": context})).await.expect(202);
+    patch(
+        &broker,
+        &json!({"service_id": ALPHA, "parameters": {"size": 4}, "context": context}),
+    )
+    .await
+    .expect(202);
     broker.run_until_idle().await;
     assert_eq!(broker.row("one").await.context, Some(context));
     broker.deleted_and_end().await;
@@ -342,7 +456,9 @@ async fn u12_previous_values_are_informational() {
     }
     // Not even to allow what the real plan does not: SMALL cannot become BARE.
     let body = json!({"service_id": ALPHA, "plan_id": BARE, "previous_values": {"plan_id": BARE}});
-    patch(&broker, &body).await.expect_error(422, "PlanChangeNotSupported");
+    patch(&broker, &body)
+        .await
+        .expect_error(422, "PlanChangeNotSupported");
     broker.deleted_and_end().await;
 }
 
@@ -353,9 +469,18 @@ async fn u13_a_refused_update_applies_none_of_its_parts() {
     let before = Unchanged::from(&broker).await;
     // Each has right parts (context, a plan that may be, a good size) and one wrong one.
     for (wrong, status) in [
-        (json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 99}}), 400),
-        (json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 4}, "maintenance_info": {"version": "0.1.0"}}), 422),
-        (json!({"service_id": ALPHA, "plan_id": BARE, "parameters": {"size": 4}}), 422),
+        (
+            json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 99}}),
+            400,
+        ),
+        (
+            json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 4}, "maintenance_info": {"version": "0.1.0"}}),
+            422,
+        ),
+        (
+            json!({"service_id": ALPHA, "plan_id": BARE, "parameters": {"size": 4}}),
+            422,
+        ),
         (json!({"service_id": BETA, "parameters": {"size": 4}}), 400),
     ] {
         let mut body = wrong.clone();
@@ -375,21 +500,45 @@ async fn u14_u18_a_failed_update_says_whether_the_instance_works_and_keeps_the_o
 
     // Cannot be applied, but going back works.
     let first = patch(&broker, &body).await.expect(202);
-    broker.world.plan("apply", When::Before, Effect::Fail(PortErrorKind::Invalid, "Too little memory here."), 1);
+    broker.world.plan(
+        "apply",
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "Too little memory here."),
+        1,
+    );
     broker.run_until_idle().await;
     let last = broker.last_of(&one(), first.operation()).await;
-    assert_eq!((&last.body["state"], &last.body["instance_usable"]), (&json!("failed"), &json!(true)));
-    assert!(last.body["description"].as_str().unwrap().contains("Too little memory here."), "{}", last.text);
+    assert_eq!(
+        (&last.body["state"], &last.body["instance_usable"]),
+        (&json!("failed"), &json!(true))
+    );
+    assert!(
+        last.body["description"]
+            .as_str()
+            .unwrap()
+            .contains("Too little memory here."),
+        "{}",
+        last.text
+    );
     assert_eq!(broker.get(&one()).await.expect(200).body, before, "G-09");
     assert_eq!(broker.last(&one()).await.body, last.body, "L-06");
 
     // Nor does going back work: the instance is broken, and an update may repair it (U-18).
     patch(&broker, &body).await.expect(202);
-    broker.world.plan("apply", When::Before, Effect::Fail(PortErrorKind::Invalid, "Nothing goes."), 2);
+    broker.world.plan(
+        "apply",
+        When::Before,
+        Effect::Fail(PortErrorKind::Invalid, "Nothing goes."),
+        2,
+    );
     broker.run_until_idle().await;
     let last = broker.last(&one()).await;
     assert_eq!(
-        (&last.body["state"], &last.body["instance_usable"], &last.body["update_repeatable"]),
+        (
+            &last.body["state"],
+            &last.body["instance_usable"],
+            &last.body["update_repeatable"]
+        ),
         (&json!("failed"), &json!(false), &json!(true))
     );
     assert_eq!(broker.get(&one()).await.expect(200).body, before, "G-09");
@@ -397,11 +546,25 @@ async fn u14_u18_a_failed_update_says_whether_the_instance_works_and_keeps_the_o
     // Flags stand on the failed operation alone.
     patch(&broker, &json!({"service_id": ALPHA})).await.expect(202);
     let running = broker.last(&one()).await;
-    assert_eq!((running.body.get("instance_usable"), running.body.get("update_repeatable")), (None, None), "E-04");
+    assert_eq!(
+        (
+            running.body.get("instance_usable"),
+            running.body.get("update_repeatable")
+        ),
+        (None, None),
+        "E-04"
+    );
     broker.run_until_idle().await;
     let done = broker.last(&one()).await;
     assert_eq!(done.body["state"], "succeeded");
-    assert_eq!((done.body.get("instance_usable"), done.body.get("update_repeatable")), (None, None), "E-04");
+    assert_eq!(
+        (
+            done.body.get("instance_usable"),
+            done.body.get("update_repeatable")
+        ),
+        (None, None),
+        "E-04"
+    );
     assert_eq!(broker.get(&one()).await.expect(200).body, before);
     broker.deleted_and_end().await;
 }
@@ -411,7 +574,10 @@ async fn u15_the_dashboard_is_told_in_the_first_response_and_stays() {
     let mut choices = crate::support::broker::Choices::default();
     choices.engine.dashboard_url = Some("https://dash.example.test/{instance_id}/{plan}".into());
     let broker = TestBroker::with(choices).await;
-    let put = broker.put(&format!("{}?{LATER}", one()), &catalog::provision_body()).await.expect(202);
+    let put = broker
+        .put(&format!("{}?{LATER}", one()), &catalog::provision_body())
+        .await
+        .expect(202);
     broker.run_until_idle().await;
     let url = put.body["dashboard_url"].clone();
     assert!(url.as_str().unwrap().ends_with("/small"), "{url}");
@@ -421,7 +587,11 @@ async fn u15_the_dashboard_is_told_in_the_first_response_and_stays() {
     ] {
         let answer = patch(&broker, &body).await.expect(status);
         let told = answer.body.get("dashboard_url");
-        assert!(told.is_none() || told == Some(&url), "absent or unchanged, never null: {}", answer.text);
+        assert!(
+            told.is_none() || told == Some(&url),
+            "absent or unchanged, never null: {}",
+            answer.text
+        );
         broker.run_until_idle().await;
         assert_eq!(broker.get(&one()).await.expect(200).body["dashboard_url"], url);
     }
@@ -432,7 +602,9 @@ async fn u15_the_dashboard_is_told_in_the_first_response_and_stays() {
 async fn u16_a_different_update_while_one_runs_is_a_concurrency_error() {
     let broker = TestBroker::held().await;
     broker.provisioned("one").await;
-    let running = patch(&broker, &json!({"service_id": ALPHA, "parameters": {"size": 7}})).await.expect(202);
+    let running = patch(&broker, &json!({"service_id": ALPHA, "parameters": {"size": 7}}))
+        .await
+        .expect(202);
     for body in [
         json!({"service_id": ALPHA}),
         json!({"service_id": ALPHA, "parameters": {"size": 8}}),
@@ -440,23 +612,42 @@ async fn u16_a_different_update_while_one_runs_is_a_concurrency_error() {
         json!({"service_id": ALPHA, "context": {"platform": "x"}}),
     ] {
         patch(&broker, &body).await.expect_error(422, "ConcurrencyError");
-        assert_eq!(broker.last(&one()).await.body["state"], "in progress", "S-05: undisturbed");
+        assert_eq!(
+            broker.last(&one()).await.body["state"],
+            "in progress",
+            "S-05: undisturbed"
+        );
     }
     broker.run_until_idle().await;
-    assert_eq!(broker.last_of(&one(), running.operation()).await.body["state"], "succeeded");
+    assert_eq!(
+        broker.last_of(&one(), running.operation()).await.body["state"],
+        "succeeded"
+    );
     assert_eq!(broker.get(&one()).await.expect(200).body["parameters"]["size"], 7);
 
     // So while a binding is made, and while it is deleted.
-    broker.put(&format!("{}?{LATER}", binding("a")), &json!({"service_id": ALPHA, "plan_id": SMALL})).await.expect(202);
+    broker
+        .put(
+            &format!("{}?{LATER}", binding("a")),
+            &json!({"service_id": ALPHA, "plan_id": SMALL}),
+        )
+        .await
+        .expect(202);
     let other = json!({"service_id": ALPHA, "parameters": {"size": 2}});
     patch(&broker, &other).await.expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
-    broker.delete(&format!("{}?{}", binding("a"), delete_later())).await.expect(202);
+    broker
+        .delete(&format!("{}?{}", binding("a"), delete_later()))
+        .await
+        .expect(202);
     patch(&broker, &other).await.expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
 
     // And while the instance goes.
-    broker.delete(&format!("{}?{}", one(), delete_later())).await.expect(202);
+    broker
+        .delete(&format!("{}?{}", one(), delete_later()))
+        .await
+        .expect(202);
     patch(&broker, &other).await.expect_error(422, "ConcurrencyError");
     broker.run_until_idle().await;
     assert!(broker.world.instances.lock().unwrap().is_empty());
@@ -466,8 +657,14 @@ async fn u16_a_different_update_while_one_runs_is_a_concurrency_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn u16_an_update_while_the_instance_is_made_is_a_concurrency_error() {
     let broker = TestBroker::held().await;
-    broker.put(&format!("{}?{LATER}", one()), &catalog::provision_body()).await.expect(202);
-    for body in [json!({"service_id": ALPHA}), json!({"service_id": ALPHA, "plan_id": MEDIUM})] {
+    broker
+        .put(&format!("{}?{LATER}", one()), &catalog::provision_body())
+        .await
+        .expect(202);
+    for body in [
+        json!({"service_id": ALPHA}),
+        json!({"service_id": ALPHA, "plan_id": MEDIUM}),
+    ] {
         patch(&broker, &body).await.expect_error(422, "ConcurrencyError");
     }
     broker.run_until_idle().await;
@@ -480,7 +677,10 @@ async fn u16_an_update_while_the_instance_is_made_is_a_concurrency_error() {
 async fn u17_an_unknown_instance_is_404() {
     let broker = TestBroker::start().await;
     // Before catalog ids and before the flag (§16), after shape.
-    for body in [json!({"service_id": ALPHA}), json!({"service_id": "unknown", "plan_id": "unknown"})] {
+    for body in [
+        json!({"service_id": ALPHA}),
+        json!({"service_id": "unknown", "plan_id": "unknown"}),
+    ] {
         broker.patch(&one(), &body).await.expect_error(404, "NotFound");
         patch(&broker, &body).await.expect_error(404, "NotFound");
     }
@@ -495,7 +695,9 @@ async fn u17_an_unknown_instance_is_404() {
         .json(&json!({"service_id": ALPHA}));
     broker.send(foreign).await.expect_error(404, "NotFound");
     broker.deleted("one").await;
-    patch(&broker, &json!({"service_id": ALPHA})).await.expect_error(404, "NotFound");
+    patch(&broker, &json!({"service_id": ALPHA}))
+        .await
+        .expect_error(404, "NotFound");
     broker.end().await;
 }
 
@@ -514,7 +716,11 @@ async fn u19_parameters_that_break_the_update_schema_are_400() {
     ] {
         let body = json!({"service_id": ALPHA, "parameters": parameters});
         let refused = patch(&broker, &body).await.expect_error(400, "BadRequest");
-        assert!(refused.body["description"].as_str().unwrap().contains(named), "{}", refused.text);
+        assert!(
+            refused.body["description"].as_str().unwrap().contains(named),
+            "{}",
+            refused.text
+        );
     }
     before.check(&broker).await;
     broker.deleted_and_end().await;

@@ -91,7 +91,11 @@ impl Answer {
     #[track_caller]
     pub fn expect_error(self, status: u16, error: &str) -> Self {
         assert_eq!((self.status, self.error()), (status, error), "{}", self.text);
-        assert!(!self.body["description"].as_str().unwrap_or_default().is_empty(), "{}", self.text);
+        assert!(
+            !self.body["description"].as_str().unwrap_or_default().is_empty(),
+            "{}",
+            self.text
+        );
         self
     }
 }
@@ -144,7 +148,10 @@ impl TestBroker {
         let running = server.run();
         let handle = running.handle();
         tokio::spawn(running);
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(20))
+            .build()
+            .unwrap();
         Self {
             engine,
             world: choices.world,
@@ -174,7 +181,12 @@ impl TestBroker {
         if status != 304 && path_is_osb(&headers) {
             assert!(body.is_object(), "Z-02: {status} {text}");
         }
-        Answer { status, headers, body, text }
+        Answer {
+            status,
+            headers,
+            body,
+            text,
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -195,7 +207,9 @@ impl TestBroker {
 
     /// Moves the clock.
     pub fn advance(&self, by: Duration) {
-        self.clock.0.fetch_add(i64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
+        self.clock
+            .0
+            .fetch_add(i64::try_from(by.as_millis()).unwrap(), Ordering::SeqCst);
     }
 
     /// Runs what is due, moving the clock to what is due next, until nothing is open.
@@ -231,11 +245,17 @@ impl TestBroker {
 
     /// Provisions an instance of `alpha/small` to its end.
     pub async fn provisioned(&self, id: &str) {
-        self.put(&format!("/v2/service_instances/{id}?accepts_incomplete=true"), &catalog::provision_body())
-            .await
-            .expect(202);
+        self.put(
+            &format!("/v2/service_instances/{id}?accepts_incomplete=true"),
+            &catalog::provision_body(),
+        )
+        .await
+        .expect(202);
         self.run_until_idle().await;
-        let last = self.get(&format!("/v2/service_instances/{id}/last_operation")).await.expect(200);
+        let last = self
+            .get(&format!("/v2/service_instances/{id}/last_operation"))
+            .await
+            .expect(200);
         assert_eq!(last.body["state"], "succeeded", "{}", last.text);
     }
 
@@ -247,7 +267,10 @@ impl TestBroker {
 
     /// Deletes an instance to its end.
     pub async fn deleted(&self, id: &str) {
-        let path = format!("/v2/service_instances/{id}?accepts_incomplete=true&{}", catalog::ids());
+        let path = format!(
+            "/v2/service_instances/{id}?accepts_incomplete=true&{}",
+            catalog::ids()
+        );
         self.delete(&path).await.expect(202);
         self.run_until_idle().await;
     }
@@ -270,7 +293,10 @@ impl TestBroker {
                     left.push(format!("binding {} has residue in state {}", b.bid, b.state));
                 }
                 let lets_in = self.world.users().contains(&b.handle);
-                let over = matches!(b.state, BindingState::Gone | BindingState::Failed | BindingState::Expired);
+                let over = matches!(
+                    b.state,
+                    BindingState::Gone | BindingState::Failed | BindingState::Expired
+                );
                 if lets_in && over && !*self.world.whole_list.lock().unwrap() {
                     left.push(format!("user of binding {} in state {}", b.bid, b.state));
                 }
@@ -332,7 +358,13 @@ fn platforms() -> auth::Platforms {
 }
 
 /// An engine over the fake world with the real sealed store.
-pub fn engine(store: Store, world: &Arc<World>, clock: Arc<FakeClock>, settings: Settings, dir: &tempfile::TempDir) -> Arc<Engine> {
+pub fn engine(
+    store: Store,
+    world: &Arc<World>,
+    clock: Arc<FakeClock>,
+    settings: Settings,
+    dir: &tempfile::TempDir,
+) -> Arc<Engine> {
     let key = dir.path().join("seal.key");
     if !key.exists() {
         Keys::create_file(&key).unwrap();

@@ -78,7 +78,9 @@ fn schema(properties: &str) -> String {
 }
 
 fn plan(id: &str, name: &str, more: &str) -> String {
-    format!("id: {id}\nname: {name}\ndescription: The plan {name}\nmetadata:\n  displayName: {name}\n  bullets: [\"One\"]\n{more}")
+    format!(
+        "id: {id}\nname: {name}\ndescription: The plan {name}\nmetadata:\n  displayName: {name}\n  bullets: [\"One\"]\n{more}"
+    )
 }
 
 /// The sources of the test catalog.
@@ -94,11 +96,17 @@ pub fn sources() -> Sources {
         }
         add(&format!("catalog/{name}/offering.yaml"), offering);
         add(&format!("catalog/{name}/process.yaml"), PROCESS.into());
-        let binding = if name == "beta" { format!("{BINDING}requires_app: true\n") } else { BINDING.into() };
+        let binding = if name == "beta" {
+            format!("{BINDING}requires_app: true\n")
+        } else {
+            BINDING.into()
+        };
         add(&format!("catalog/{name}/binding.yaml"), binding);
         add(
             &format!("catalog/{name}/create.schema.json"),
-            schema(r#"{"size": {"type": "integer", "minimum": 1, "maximum": 9, "default": 3}, "colour": {"type": "string", "enum": ["red", "blue"]}}"#),
+            schema(
+                r#"{"size": {"type": "integer", "minimum": 1, "maximum": 9, "default": 3}, "colour": {"type": "string", "enum": ["red", "blue"]}}"#,
+            ),
         );
         add(
             &format!("catalog/{name}/update.schema.json"),
@@ -106,7 +114,9 @@ pub fn sources() -> Sources {
         );
         add(
             &format!("catalog/{name}/bind.schema.json"),
-            schema(r#"{"role": {"type": "string", "enum": ["owner", "readwrite", "readonly"], "default": "readwrite"}}"#),
+            schema(
+                r#"{"role": {"type": "string", "enum": ["owner", "readwrite", "readonly"], "default": "readwrite"}}"#,
+            ),
         );
         add(
             &format!("catalog/{name}/icon.svg"),
@@ -114,11 +124,34 @@ pub fn sources() -> Sources {
         );
     }
     add("plans/alpha/small.yaml", plan(SMALL, "small", ""));
-    add("plans/alpha/medium.yaml", plan(MEDIUM, "medium", "values:\n  memory: 128Mi\nmaintenance_info:\n  version: 1.1.0\n  description: Newer.\n"));
-    add("plans/alpha/short.yaml", plan(SHORT, "short", "binding_lifetime:\n  ttl: 600\n  renew_before: 120\n"));
-    add("plans/alpha/bare.yaml", plan(BARE, "bare", "bindable: false\nbinding_rotatable: false\n"));
-    add("plans/alpha/elsewhere.yaml", plan(ELSEWHERE, "elsewhere", "runs_on: [kubernetes]\n"));
-    add("plans/beta/small.yaml", plan(BETA_SMALL, "small", "binding_rotatable: false\n"));
+    add(
+        "plans/alpha/medium.yaml",
+        plan(
+            MEDIUM,
+            "medium",
+            "values:\n  memory: 128Mi\nmaintenance_info:\n  version: 1.1.0\n  description: Newer.\n",
+        ),
+    );
+    add(
+        "plans/alpha/short.yaml",
+        plan(
+            SHORT,
+            "short",
+            "binding_lifetime:\n  ttl: 600\n  renew_before: 120\n",
+        ),
+    );
+    add(
+        "plans/alpha/bare.yaml",
+        plan(BARE, "bare", "bindable: false\nbinding_rotatable: false\n"),
+    );
+    add(
+        "plans/alpha/elsewhere.yaml",
+        plan(ELSEWHERE, "elsewhere", "runs_on: [kubernetes]\n"),
+    );
+    add(
+        "plans/beta/small.yaml",
+        plan(BETA_SMALL, "small", "binding_rotatable: false\n"),
+    );
     all
 }
 

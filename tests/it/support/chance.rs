@@ -6,10 +6,6 @@
 pub struct Chance(u64);
 
 impl Chance {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
     /// The seed from `CHANDLER_TEST_SEED`, else `default`; printed, so that a failure names it.
     pub fn for_test(name: &str, default: u64) -> Self {
         let seed = setting("CHANDLER_TEST_SEED", default);
@@ -42,9 +38,15 @@ impl Chance {
 }
 
 /// A number from the environment.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long and with which seed a test runs is for the caller to say"
+)]
 pub fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number: {text}")),
         Err(_) => default,
     }
 }

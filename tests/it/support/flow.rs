@@ -40,21 +40,27 @@ impl TestBroker {
 
     /// last_operation of one operation.
     pub async fn last_of(&self, of: &str, operation: &str) -> Answer {
-        self.get(&format!("{of}/last_operation?operation={operation}")).await.expect(200)
+        self.get(&format!("{of}/last_operation?operation={operation}"))
+            .await
+            .expect(200)
     }
 
     /// Provisions the instance `one` of any plan to its end.
     pub async fn provisioned_as(&self, service: &str, plan: &str, parameters: Value) {
         let body = json!({"service_id": service, "plan_id": plan, "organization_guid": "org", "space_guid": "space",
             "parameters": parameters});
-        self.put(&format!("{}?{LATER}", instance("one")), &body).await.expect(202);
+        self.put(&format!("{}?{LATER}", instance("one")), &body)
+            .await
+            .expect(202);
         self.run_until_idle().await;
         assert_eq!(self.last(&instance("one")).await.body["state"], "succeeded");
     }
 
     /// Binds the instance `one` asynchronously and returns the credentials.
     pub async fn bound_later(&self, id: &str, body: &Value) -> Value {
-        self.put(&format!("{}?{LATER}", binding(id)), body).await.expect(202);
+        self.put(&format!("{}?{LATER}", binding(id)), body)
+            .await
+            .expect(202);
         self.run_until_idle().await;
         self.get(&binding(id)).await.expect(200).body["credentials"].clone()
     }
@@ -63,7 +69,9 @@ impl TestBroker {
     pub async fn deleted_and_end(self) {
         let body = self.row("one").await.attributes;
         let query = format!("{LATER}&service_id={}&plan_id={}", body.service_id, body.plan_id);
-        self.delete(&format!("{}?{query}", instance("one"))).await.expect(202);
+        self.delete(&format!("{}?{query}", instance("one")))
+            .await
+            .expect(202);
         self.run_until_idle().await;
         assert!(self.world.instances.lock().unwrap().is_empty());
         self.end().await;
@@ -71,17 +79,33 @@ impl TestBroker {
 
     /// The row of an instance of the platform the tests are.
     pub async fn row(&self, id: &str) -> Instance {
-        self.engine.store().instance(&names::iid("cf", id)).await.unwrap().unwrap().instance
+        self.engine
+            .store()
+            .instance(&names::iid("cf", id))
+            .await
+            .unwrap()
+            .unwrap()
+            .instance
     }
 
     /// The row of a binding of the instance `one`.
     pub async fn binding_row(&self, id: &str) -> Binding {
-        self.engine.store().binding(&names::bid("cf", "one", id)).await.unwrap().unwrap().binding
+        self.engine
+            .store()
+            .binding(&names::bid("cf", "one", id))
+            .await
+            .unwrap()
+            .unwrap()
+            .binding
     }
 
     /// Whether credentials as an application gets them open the door.
     pub fn opens(&self, credentials: &Value) -> bool {
-        let text = |name: &str| credentials[name].as_str().unwrap_or_else(|| panic!("{credentials}"));
+        let text = |name: &str| {
+            credentials[name]
+                .as_str()
+                .unwrap_or_else(|| panic!("{credentials}"))
+        };
         self.world.lets_in(text("username"), text("password"))
     }
 }

@@ -24,20 +24,39 @@ echo ready
 while kill -0 "$parent" 2>/dev/null; do sleep 0.2; done
 "#;
 
-#[expect(clippy::zombie_processes, reason = "the watcher ends by itself after this process has")]
+#[expect(
+    clippy::zombie_processes,
+    reason = "the watcher ends by itself after this process has"
+)]
 fn server() -> u16 {
     static PORT: OnceLock<u16> = OnceLock::new();
     *PORT.get_or_init(|| {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let mut child = Command::new("sh")
-            .args(["-c", WATCHER, "watcher", &std::process::id().to_string(), &port.to_string()])
+            .args([
+                "-c",
+                WATCHER,
+                "watcher",
+                &std::process::id().to_string(),
+                &port.to_string(),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "ready", "PostgreSQL did not start; is the Debian package postgresql installed?");
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(
+            line.trim(),
+            "ready",
+            "PostgreSQL did not start; is the Debian package postgresql installed?"
+        );
         port
     })
 }
@@ -48,8 +67,13 @@ pub async fn fresh_url() -> String {
     let port = tokio::task::spawn_blocking(server).await.unwrap();
     let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
     sqlx::any::install_default_drivers();
-    let admin = sqlx::AnyPool::connect(&format!("postgres://test@127.0.0.1:{port}/postgres")).await.unwrap();
-    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&admin).await.unwrap();
+    let admin = sqlx::AnyPool::connect(&format!("postgres://test@127.0.0.1:{port}/postgres"))
+        .await
+        .unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        .execute(&admin)
+        .await
+        .unwrap();
     admin.close().await;
     format!("postgres://test@127.0.0.1:{port}/{name}")
 }

@@ -64,7 +64,10 @@ pub async fn send(to: SocketAddr, request: &[u8], end: bool, limit: Duration) ->
     sending.abort();
     let Ok(read) = read else {
         let request = String::from_utf8_lossy(&request[..request.len().min(600)]);
-        panic!("no answer within {limit:?} to {request:?}, but {:?}", String::from_utf8_lossy(&got));
+        panic!(
+            "no answer within {limit:?} to {request:?}, but {:?}",
+            String::from_utf8_lossy(&got)
+        );
     };
     read.map(|(status, head, body)| Reply {
         status,
@@ -79,7 +82,11 @@ fn split(got: &[u8]) -> Option<(u16, String, &[u8])> {
     let at = got.windows(4).position(|w| w == b"\r\n\r\n")?;
     let (head, rest) = (String::from_utf8_lossy(&got[..at]).into_owned(), &got[at + 4..]);
     let status: u16 = head.split(' ').nth(1)?.parse().ok()?;
-    if status == 100 { split(rest) } else { Some((status, head, rest)) }
+    if status == 100 {
+        split(rest)
+    } else {
+        Some((status, head, rest))
+    }
 }
 
 fn complete(got: &[u8], bodiless: bool) -> Option<(u16, String, Vec<u8>)> {
@@ -88,7 +95,9 @@ fn complete(got: &[u8], bodiless: bool) -> Option<(u16, String, Vec<u8>)> {
         return Some((status, head, Vec::new()));
     }
     let lower = head.to_ascii_lowercase();
-    let length: usize = lower.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok())?;
+    let length: usize = lower
+        .lines()
+        .find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok())?;
     (rest.len() >= length).then(|| (status, head, rest[..length].to_vec()))
 }
 

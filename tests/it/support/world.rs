@@ -7,8 +7,8 @@ use chandler::domain::instance::{Endpoint, Millis};
 use chandler::domain::manifest::Desired;
 use chandler::domain::secret::Secret;
 use chandler::ports::{
-    CredentialMechanism, Grant, InstanceRef, NewUser, Observation, PortError, PortErrorKind, PortResult, Provisioner,
-    Removal, RevokedHandle, Target,
+    CredentialMechanism, Grant, InstanceRef, NewUser, Observation, PortError, PortErrorKind, PortResult,
+    Provisioner, Removal, RevokedHandle, Target,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,13 +72,20 @@ pub struct World {
     pub whole_list: Mutex<bool>,
     /// Notified when a call hangs.
     pub hung: tokio::sync::Notify,
+    /// Everything the outside world was told, as text.
+    pub told: Mutex<Vec<String>>,
     passwords: std::sync::atomic::AtomicU64,
 }
 
 impl World {
     /// Plans a fault for the next `times` calls of this name.
     pub fn plan(&self, call: &'static str, when: When, effect: Effect, times: u32) {
-        self.faults.lock().unwrap().push(Fault { call, when, effect, times });
+        self.faults.lock().unwrap().push(Fault {
+            call,
+            when,
+            effect,
+            times,
+        });
     }
 
     /// Forgets planned faults.
@@ -98,14 +105,21 @@ impl World {
 
     /// Whether somebody with this user and password gets in.
     pub fn lets_in(&self, handle: &str, password: &str) -> bool {
-        self.instances.lock().unwrap().values().any(|i| {
-            i.users.get(handle).is_some_and(|(p, _)| p == password) && !i.revoked.contains(handle)
-        })
+        self.instances
+            .lock()
+            .unwrap()
+            .values()
+            .any(|i| i.users.get(handle).is_some_and(|(p, _)| p == password) && !i.revoked.contains(handle))
     }
 
     /// All users there are.
     pub fn users(&self) -> Vec<String> {
-        self.instances.lock().unwrap().values().flat_map(|i| i.users.keys().cloned()).collect()
+        self.instances
+            .lock()
+            .unwrap()
+            .values()
+            .flat_map(|i| i.users.keys().cloned())
+            .collect()
     }
 
     async fn strike(&self, call: &'static str, when: When) -> PortResult<()> {
@@ -114,7 +128,10 @@ impl World {
         }
         let effect = {
             let mut faults = self.faults.lock().unwrap();
-            match faults.iter_mut().find(|f| f.call == call && f.when == when && f.times > 0) {
+            match faults
+                .iter_mut()
+                .find(|f| f.call == call && f.when == when && f.times > 0)
+            {
                 Some(fault) => {
                     fault.times -= 1;
                     Some(fault.effect.clone())
@@ -164,7 +181,11 @@ impl Provisioner for FakeProvisioner {
     }
 
     fn offers(&self, _: &Offering, plan: &Plan) -> Result<(), String> {
-        if plan.runs_on.iter().any(|r| r == "local") { Ok(()) } else { Err("not here".into()) }
+        if plan.runs_on.iter().any(|r| r == "local") {
+            Ok(())
+        } else {
+            Err("not here".into())
+        }
     }
 
     async fn place(&self, _: &InstanceRef, _: &Offering) -> PortResult<Map<String, Value>> {
@@ -185,6 +206,12 @@ impl Provisioner for FakeProvisioner {
             });
             there.running = true;
             there.applied.clone_from(&desired.hash);
+            let rendered = json!([desired.process, desired.objects]);
+            self.0
+                .told
+                .lock()
+                .unwrap()
+                .push(format!("{instance:?} {rendered}"));
         }
         self.0.strike("apply", When::After).await
     }
@@ -236,14 +263,23 @@ impl CredentialMechanism for FakeMechanism {
     }
 
     fn generate_admin(&self, _: &Map<String, Value>) -> PortResult<Secret> {
-        Ok(Secret::from_pairs([("username", "admin"), ("password", "AdminSecretOfTheFakeWorld")]))
+        Ok(Secret::from_pairs([
+            ("username", "admin"),
+            ("password", "AdminSecretOfTheFakeWorld"),
+        ]))
     }
 
     fn generate_user(&self, _: &Target, grant: &Grant, _: Millis) -> PortResult<NewUser> {
-        let n = self.0.passwords.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let n = self
+            .0
+            .passwords
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let handle = format!("b_{}", grant.bid);
         Ok(NewUser {
-            secret: Secret::from_pairs([("username", handle.clone()), ("password", format!("UserSecretOfTheFakeWorld{n}"))]),
+            secret: Secret::from_pairs([
+                ("username", handle.clone()),
+                ("password", format!("UserSecretOfTheFakeWorld{n}")),
+            ]),
             handle,
         })
     }
@@ -257,6 +293,10 @@ impl CredentialMechanism for FakeMechanism {
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
         self.0.strike("issue", When::Before).await?;
         let entry = (user.secret.text("password").to_owned(), grant.role.clone());
+        self.0.told.lock().unwrap().push(format!(
+            "{target:?} {:?} {grant:?} {}",
+            target.settings, user.handle
+        ));
         self.with(&target.iid, |i| i.users.insert(user.handle.clone(), entry))?;
         self.0.strike("issue", When::After).await
     }
@@ -264,7 +304,9 @@ impl CredentialMechanism for FakeMechanism {
     async fn verify(&self, target: &Target, _: &Grant, user: &NewUser) -> PortResult<()> {
         self.0.strike("verify", When::Before).await?;
         let good = self.with(&target.iid, |i| {
-            i.users.get(&user.handle).is_some_and(|(p, _)| p == user.secret.text("password"))
+            i.users
+                .get(&user.handle)
+                .is_some_and(|(p, _)| p == user.secret.text("password"))
         })?;
         if !good {
             return Err(PortError::denied("the new credentials do not let in"));
@@ -277,7 +319,11 @@ impl CredentialMechanism for FakeMechanism {
         let whole = *self.0.whole_list.lock().unwrap();
         self.with(&target.iid, |i| {
             if whole {
-                i.revoked = target.revoked.iter().map(|r: &RevokedHandle| r.handle.clone()).collect();
+                i.revoked = target
+                    .revoked
+                    .iter()
+                    .map(|r: &RevokedHandle| r.handle.clone())
+                    .collect();
                 i.revoked.insert(handle.to_owned());
             } else {
                 i.users.remove(handle);

@@ -42,10 +42,7 @@ async fn forged_tokens_are_refused() {
             .generate_user(&target, &grant, contract::now())
             .unwrap();
         assert!(
-            server
-                .connect(user.secret.text("creds"), None)
-                .await
-                .is_err(),
+            server.connect(user.secret.text("creds"), None).await.is_err(),
             "{members:?}"
         );
         let error = server
@@ -95,10 +92,7 @@ async fn a_server_that_is_down_silent_or_foreign_is_told_apart_in_time() {
 
     for (port, kind) in [
         (free_port(), PortErrorKind::Transient),
-        (
-            silent.local_addr().unwrap().port(),
-            PortErrorKind::Transient,
-        ),
+        (silent.local_addr().unwrap().port(), PortErrorKind::Transient),
         (foreign.port(), PortErrorKind::Denied),
     ] {
         let target = Target {
@@ -108,18 +102,10 @@ async fn a_server_that_is_down_silent_or_foreign_is_told_apart_in_time() {
         let m = &server.mechanism;
         let start = Instant::now();
         let errors: Vec<PortError> = vec![
-            m.issue(&target, &bound.grant, &bound.user)
-                .await
-                .unwrap_err(),
-            m.verify(&target, &bound.grant, &bound.user)
-                .await
-                .unwrap_err(),
+            m.issue(&target, &bound.grant, &bound.user).await.unwrap_err(),
+            m.verify(&target, &bound.grant, &bound.user).await.unwrap_err(),
         ];
-        assert!(
-            start.elapsed() < Duration::from_secs(16),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(16), "{:?}", start.elapsed());
         for error in errors {
             assert_eq!(error.kind, kind, "{error:?}");
         }
@@ -199,9 +185,7 @@ async fn nothing_secret_is_printed() {
         .expose()
         .iter()
         .chain(bound.user.secret.expose().iter())
-        .filter(|(name, _)| {
-            name.contains("seed") || name.contains("jwt") || name.as_str() == "creds"
-        })
+        .filter(|(name, _)| name.contains("seed") || name.contains("jwt") || name.as_str() == "creds")
         .filter_map(|(_, value)| value.as_str());
     for secret in secrets {
         // A part is as bad as the whole.
@@ -222,10 +206,7 @@ async fn admin_secrets_are_complete_and_never_the_same() {
     assert_eq!(one.expose().len(), 13);
     for (name, value) in one.expose() {
         let text = value.as_str().unwrap();
-        assert!(
-            !text.is_empty() && !text.contains(char::is_whitespace),
-            "{name}"
-        );
+        assert!(!text.is_empty() && !text.contains(char::is_whitespace), "{name}");
         assert_ne!(text, two.text(name), "{name}");
     }
     for (name, start) in [
@@ -245,10 +226,7 @@ async fn admin_secrets_are_complete_and_never_the_same() {
     let Value::Object(wrong) = json!({"max_connections": 0}) else {
         panic!("an object")
     };
-    assert_eq!(
-        m.generate_admin(&wrong).unwrap_err().kind,
-        PortErrorKind::Invalid
-    );
+    assert_eq!(m.generate_admin(&wrong).unwrap_err().kind, PortErrorKind::Invalid);
     assert_eq!(m.check_settings(&wrong).len(), 1);
 }
 
@@ -279,10 +257,7 @@ async fn a_cluster_revokes_everywhere() {
             all = all.join(", "),
         );
         std::fs::write(&file, text).unwrap();
-        let process = Process::start(
-            Command::new("nats-server").arg("-c").arg(file),
-            Signal::SIGKILL,
-        );
+        let process = Process::start(Command::new("nats-server").arg("-c").arg(file), Signal::SIGKILL);
         for _ in 0..250 {
             if TcpStream::connect((Ipv4Addr::LOCALHOST, clients[i])).is_ok() {
                 return process;

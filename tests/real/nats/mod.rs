@@ -183,10 +183,7 @@ max_payload: 8MB
         let bound = Kit::new(self).bind(grant).await;
         let inbox = bound.user.secret.text("inbox_prefix").to_owned();
         let app = self
-            .connect(
-                bound.user.secret.text("creds"),
-                scoped.then_some(inbox.as_str()),
-            )
+            .connect(bound.user.secret.text("creds"), scoped.then_some(inbox.as_str()))
             .await
             .unwrap();
         (bound, app)
@@ -239,9 +236,7 @@ impl App {
             .max_reconnects(1)
             .event_callback(move |event| {
                 match event {
-                    Event::ServerError(error) => {
-                        refusals_seen.lock().unwrap().push(error.to_string())
-                    }
+                    Event::ServerError(error) => refusals_seen.lock().unwrap().push(error.to_string()),
                     Event::Disconnected | Event::Closed => cut_seen.store(true, Ordering::SeqCst),
                     _ => {}
                 }
@@ -264,10 +259,7 @@ impl App {
     /// Whether the server lets this message through: refusals come back before the answer to a later request.
     pub async fn may_publish(&self, subject: &str) -> bool {
         let before = self.refusals.lock().unwrap().len();
-        self.client
-            .publish(subject.to_owned(), "x".into())
-            .await
-            .unwrap();
+        self.client.publish(subject.to_owned(), "x".into()).await.unwrap();
         self.client.flush().await.unwrap();
         self.no_refusal_since(before).await
     }
@@ -327,9 +319,7 @@ impl App {
 
     /// The answer to a request, as JSON; an error when there is none.
     pub async fn ask(&self, subject: &str, payload: &str) -> Result<Value, String> {
-        let request = self
-            .client
-            .request(subject.to_owned(), payload.to_owned().into());
+        let request = self.client.request(subject.to_owned(), payload.to_owned().into());
         match timeout(Duration::from_millis(500), request).await {
             Ok(Ok(message)) => serde_json::from_slice(&message.payload).map_err(|e| e.to_string()),
             Ok(Err(error)) => Err(error.to_string()),
@@ -392,15 +382,11 @@ impl Session for App {
         if answer["error"]["code"] == 404 {
             return Ok(None);
         }
-        let data = answer["message"]["data"]
-            .as_str()
-            .ok_or(answer.to_string())?;
+        let data = answer["message"]["data"].as_str().ok_or(answer.to_string())?;
         let bytes = data_encoding::BASE64
             .decode(data.as_bytes())
             .map_err(|e| e.to_string())?;
-        String::from_utf8(bytes)
-            .map(Some)
-            .map_err(|e| e.to_string())
+        String::from_utf8(bytes).map(Some).map_err(|e| e.to_string())
     }
 
     async fn alive(&mut self) -> bool {

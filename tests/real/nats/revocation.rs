@@ -40,11 +40,7 @@ async fn the_live_client_is_cut_and_the_other_stays() {
         &one.user.handle.to_lowercase(),
         &"U".repeat(56),
     ] {
-        server
-            .mechanism
-            .revoke(&kit.target(), handle)
-            .await
-            .unwrap();
+        server.mechanism.revoke(&kit.target(), handle).await.unwrap();
     }
     assert_eq!(fs::read(server.account_file()).unwrap(), before);
     kit.refused(&one).await;
@@ -94,10 +90,7 @@ async fn a_preload_would_undo_revocations() {
     server.stop();
     fs::write(server.account_file(), "").unwrap();
     server.restart(Signal::SIGKILL);
-    assert!(
-        lets_in(&server, &gone).await,
-        "the preload did not come back"
-    );
+    assert!(lets_in(&server, &gone).await, "the preload did not come back");
 
     // The mechanism repairs even that.
     kit.revoke(&gone).await;
@@ -184,11 +177,7 @@ async fn eight_at_once_all_end_revoked() {
     let brokers = [Arc::new(mechanism()), Arc::new(mechanism())];
     let mut apps = Vec::new();
     for i in 0..8 {
-        apps.push(
-            server
-                .app(&format!("app-{i}"), "readwrite", json!({}))
-                .await,
-        );
+        apps.push(server.app(&format!("app-{i}"), "readwrite", json!({})).await);
     }
     let (stays, stays_app) = server.app("stays", "readwrite", json!({})).await;
     let list: Arc<Mutex<Vec<RevokedHandle>>> = Arc::default();

@@ -56,12 +56,7 @@ async fn streams_are_the_owners_and_their_content_everybodys() {
     let (_, writer) = server.app("writer", "readwrite", json!({})).await;
     let create = json!({"name": "S", "subjects": ["s.>"], "storage": "file"}).to_string();
 
-    assert!(
-        writer
-            .ask("$JS.API.STREAM.CREATE.S", &create)
-            .await
-            .is_err()
-    );
+    assert!(writer.ask("$JS.API.STREAM.CREATE.S", &create).await.is_err());
     let made = owner.ask("$JS.API.STREAM.CREATE.S", &create).await.unwrap();
     assert_eq!(made["config"]["name"], "S", "{made}");
     assert_eq!(writer.ask("s.x", "one").await.unwrap()["seq"], 1);
@@ -104,11 +99,7 @@ async fn a_scope_is_a_wall() {
     let server = Server::prepared().await;
     let (_, owner) = server.app("owner", "owner", json!({})).await;
     let (_, scoped) = server
-        .app(
-            "scoped",
-            "readwrite",
-            json!({"subjects": ["orders.>", "audit"]}),
-        )
+        .app("scoped", "readwrite", json!({"subjects": ["orders.>", "audit"]}))
         .await;
     let (bound, listener) = server
         .app("listener", "readonly", json!({"subjects": ["orders.*"]}))
@@ -145,11 +136,7 @@ async fn a_scope_is_a_wall() {
     // The server takes `orders.>` for `orders.*`, but what lies deeper must not arrive.
     assert!(listener.hears_on(&owner, "orders.>", "orders.new").await);
     assert!(!listener.hears_on(&owner, "orders.>", "orders.new.eu").await);
-    assert!(
-        !listener
-            .queue_hears_on(&owner, "orders.>", "orders.new.eu")
-            .await
-    );
+    assert!(!listener.queue_hears_on(&owner, "orders.>", "orders.new.eu").await);
     assert!(!listener.may_subscribe("orders.new.eu").await);
     assert!(!listener.may_publish("orders.new").await);
 
@@ -237,11 +224,7 @@ async fn limits_of_the_account_are_enforced_and_can_change() {
     kit.issue(&bound).await;
     let third = server.connect(creds, None).await.unwrap();
     assert!(!first.is_cut());
-    first
-        .client
-        .publish("x", vec![b'x'; 1001].into())
-        .await
-        .unwrap();
+    first.client.publish("x", vec![b'x'; 1001].into()).await.unwrap();
     first.is_cut_soon().await;
     kit.revoke(&bound).await;
     third.is_cut_soon().await;

@@ -46,11 +46,7 @@ struct View {
 
 impl<'a> Account<'a> {
     /// Logs in as the system user.
-    pub async fn open(
-        endpoint: &Endpoint,
-        admin: &'a Admin<'a>,
-        settings: &'a Settings,
-    ) -> PortResult<Self> {
+    pub async fn open(endpoint: &Endpoint, admin: &'a Admin<'a>, settings: &'a Settings) -> PortResult<Self> {
         let client = client::login(
             endpoint,
             Who::System,
@@ -113,15 +109,9 @@ impl<'a> Account<'a> {
         body.insert("type".into(), "account".into());
         body.insert("version".into(), 2.into());
         body.insert("limits".into(), self.settings.limits());
-        body.insert(
-            "signing_keys".into(),
-            json!([self.admin.account_signing_key]),
-        );
+        body.insert("signing_keys".into(), json!([self.admin.account_signing_key]));
         if !revoked.is_empty() {
-            let list: Map<String, Value> = revoked
-                .iter()
-                .map(|u| (u.clone(), FOR_GOOD.into()))
-                .collect();
+            let list: Map<String, Value> = revoked.iter().map(|u| (u.clone(), FOR_GOOD.into())).collect();
             body.insert("revocations".into(), Value::Object(list));
         }
         body
@@ -148,10 +138,7 @@ impl<'a> Account<'a> {
         }
         let subject = format!("$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP", self.admin.account);
         let answers = client::ask(&self.client, subject, String::new(), have).await?;
-        let stored: Vec<_> = answers
-            .iter()
-            .filter_map(|answer| self.ours(answer))
-            .collect();
+        let stored: Vec<_> = answers.iter().filter_map(|answer| self.ours(answer)).collect();
         Ok(View {
             // A file that was half written when a server died does not count as being there.
             everywhere: have == lists.len() && stored.len() == have,
@@ -183,19 +170,16 @@ impl<'a> Account<'a> {
     }
 
     async fn push(&self, token: String) -> PortResult<()> {
-        for answer in self
-            .ask_most("$SYS.REQ.CLAIMS.UPDATE".into(), token)
-            .await?
-        {
+        for answer in self.ask_most("$SYS.REQ.CLAIMS.UPDATE".into(), token).await? {
             let answer = parse(&answer);
             if answer["data"]["code"] != 200 {
                 let said = answer["error"]["description"]
                     .as_str()
                     .unwrap_or("no reason given");
-                return Err(PortError::transient(
-                    "The NATS server did not take the account's new state.",
-                )
-                .with_detail(said));
+                return Err(
+                    PortError::transient("The NATS server did not take the account's new state.")
+                        .with_detail(said),
+                );
             }
         }
         Ok(())

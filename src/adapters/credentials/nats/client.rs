@@ -5,9 +5,7 @@
 
 use crate::domain::instance::Endpoint;
 use crate::ports::{PortError, PortErrorKind, PortResult};
-use async_nats::{
-    AuthError, Client, ConnectErrorKind, ConnectOptions, PublishErrorKind, StatusCode,
-};
+use async_nats::{AuthError, Client, ConnectErrorKind, ConnectOptions, PublishErrorKind, StatusCode};
 use futures::StreamExt;
 use nkeys::KeyPair;
 use std::error::Error as _;
@@ -72,9 +70,7 @@ pub(super) async fn login(
     {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(error)) => Err(refusal(who, &error)),
-        Err(_) => Err(PortError::transient(
-            "The NATS server did not answer in time.",
-        )),
+        Err(_) => Err(PortError::transient("The NATS server did not answer in time.")),
     }
 }
 
@@ -114,10 +110,7 @@ pub(super) async fn ask(
         PortError::transient("The request to the NATS server could not be sent.").with_detail(error)
     };
     let inbox = client.new_inbox();
-    let mut replies = client
-        .subscribe(inbox.clone())
-        .await
-        .map_err(|e| unsent(&e))?;
+    let mut replies = client.subscribe(inbox.clone()).await.map_err(|e| unsent(&e))?;
     client
         .publish_with_reply(subject, inbox, payload.into())
         .await
@@ -132,8 +125,11 @@ pub(super) async fn ask(
     while answers.len() < expect {
         match timeout_at(until, replies.next()).await {
             Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
-                return Err(PortError::transient("The NATS server does not manage accounts (yet).")
-                    .with_detail("no responders: the resolver is not of type full, or the server is still starting"));
+                return Err(
+                    PortError::transient("The NATS server does not manage accounts (yet).").with_detail(
+                        "no responders: the resolver is not of type full, or the server is still starting",
+                    ),
+                );
             }
             Ok(Some(message)) => {
                 answers.push(message.payload.to_vec());

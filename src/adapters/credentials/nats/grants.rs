@@ -237,10 +237,7 @@ mod tests {
             "x_INBOX.>",
             "a.*.>",
         ] {
-            assert_eq!(
-                ask(json!([subject])).unwrap(),
-                Some(vec![subject.to_owned()])
-            );
+            assert_eq!(ask(json!([subject])).unwrap(), Some(vec![subject.to_owned()]));
         }
     }
 
@@ -275,11 +272,7 @@ mod tests {
         ] {
             let error = ask(json!([subject])).unwrap_err();
             assert_eq!(error.kind, PortErrorKind::Invalid, "{subject:?}");
-            assert!(
-                error.message.starts_with("subjects[0] "),
-                "{}",
-                error.message
-            );
+            assert!(error.message.starts_with("subjects[0] "), "{}", error.message);
         }
         for value in [
             json!("orders"),
@@ -315,9 +308,7 @@ mod tests {
         ] {
             let error = ask(json!(["orders.*", other])).unwrap_err();
             assert!(
-                error
-                    .message
-                    .starts_with("subjects[1] reaches below subjects[0]"),
+                error.message.starts_with("subjects[1] reaches below subjects[0]"),
                 "{other}: {error}"
             );
         }

@@ -65,9 +65,7 @@ pub(super) fn encode(claims: &Claims, issuer: &KeyPair) -> Result<String, JwtErr
         BASE64URL_NOPAD.encode(HEADER.as_bytes()),
         BASE64URL_NOPAD.encode(body.to_string().as_bytes())
     );
-    let signature = issuer
-        .sign(signed.as_bytes())
-        .map_err(|_| JwtError::NoSeed)?;
+    let signature = issuer.sign(signed.as_bytes()).map_err(|_| JwtError::NoSeed)?;
     Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature)))
 }
 
@@ -135,10 +133,7 @@ mod tests {
             name: "b_x".into(),
             iat: 1_700_000_000,
             exp: Some(1_700_000_600),
-            nats: json!({"type": "user", "version": 2})
-                .as_object()
-                .unwrap()
-                .clone(),
+            nats: json!({"type": "user", "version": 2}).as_object().unwrap().clone(),
         }
     }
 

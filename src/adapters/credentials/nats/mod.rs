@@ -147,23 +147,14 @@ impl Nats {
         permissions.insert("pub".into(), json!({"allow": ["$JS.API.INFO"]}));
         permissions.insert("sub".into(), json!({"allow": [format!("{inbox}.>")]}));
         let now = self.now();
-        let jwt = user_jwt(
-            &admin,
-            &key,
-            "probe".into(),
-            now,
-            Some(now + PROBE),
-            permissions,
-        )?;
+        let jwt = user_jwt(&admin, &key, "probe".into(), now, Some(now + PROBE), permissions)?;
         let seed = seed(&key)?;
         let client = client::login(&target.endpoint, Who::User, &jwt, &seed, &inbox)
             .await
             .map_err(|error| match error.kind {
                 // The account is on the server; right after its start the server may still refuse for a moment.
-                PortErrorKind::Denied => {
-                    PortError::transient("The NATS server does not let users in yet.")
-                        .with_detail(error.detail)
-                }
+                PortErrorKind::Denied => PortError::transient("The NATS server does not let users in yet.")
+                    .with_detail(error.detail),
                 _ => error,
             })?;
         if settings.jetstream.is_some() {
@@ -176,10 +167,10 @@ impl Nats {
                 let said = answer["error"]["description"]
                     .as_str()
                     .unwrap_or("no reason given");
-                return Err(PortError::transient(
-                    "JetStream is not available on the NATS server (yet).",
-                )
-                .with_detail(said));
+                return Err(
+                    PortError::transient("JetStream is not available on the NATS server (yet).")
+                        .with_detail(said),
+                );
             }
         }
         Ok(())
@@ -365,8 +356,7 @@ impl<'a> Admin<'a> {
 }
 
 fn read_key(seed: &str) -> PortResult<KeyPair> {
-    KeyPair::from_seed(seed)
-        .map_err(|_| PortError::invalid("A NATS key of the instance cannot be read."))
+    KeyPair::from_seed(seed).map_err(|_| PortError::invalid("A NATS key of the instance cannot be read."))
 }
 
 fn seed(key: &KeyPair) -> PortResult<String> {
@@ -413,22 +403,13 @@ fn user_jwt(
         nats.insert(unlimited.into(), (-1).into());
     }
     let signing = read_key(admin.account_signing_seed)?;
-    sign(
-        &signing,
-        key.public_key(),
-        name,
-        iat,
-        exp,
-        Value::Object(nats),
-    )
+    sign(&signing, key.public_key(), name, iat, exp, Value::Object(nats))
 }
 
 fn settings_of(settings: &Map<String, Value>) -> PortResult<Settings> {
     Settings::parse(settings).map_err(|errors| {
-        PortError::invalid(
-            "The service's NATS settings are wrong; its operator has to correct them.",
-        )
-        .with_detail(errors.join("; "))
+        PortError::invalid("The service's NATS settings are wrong; its operator has to correct them.")
+            .with_detail(errors.join("; "))
     })
 }
 

@@ -181,7 +181,10 @@ fn jetstream(value: Option<&Value>, errors: &mut Vec<String>) -> Option<JetStrea
         max_consumers: limit(map, "jetstream.", "max_consumers", 1, -1, errors),
     };
     if parsed.max_memory == 0 && parsed.max_file == 0 {
-        errors.push("jetstream: max_memory and max_file are both 0, which leaves nothing; write `jetstream: false`".into());
+        errors.push(
+            "jetstream: max_memory and max_file are both 0, which leaves nothing; write `jetstream: false`"
+                .into(),
+        );
     }
     Some(parsed)
 }
@@ -264,7 +267,8 @@ mod tests {
 
     #[test]
     fn what_is_not_filled_in_yet_is_passed_over() {
-        parse(&json!({"max_connections": "${plan.connections}", "jetstream": {"max_file": "${plan.disk}"}})).unwrap();
+        parse(&json!({"max_connections": "${plan.connections}", "jetstream": {"max_file": "${plan.disk}"}}))
+            .unwrap();
         parse(&json!({"jetstream": "${plan.jetstream}", "servers": "${plan.servers}"})).unwrap();
     }
 }

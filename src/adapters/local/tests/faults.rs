@@ -406,7 +406,10 @@ async fn a_pid_used_again_is_not_our_server() {
 /// Not a test of its own: the broker that [`a_broker_killed_at_any_moment_leaves_one_whole_server`] kills.
 #[tokio::test]
 #[ignore = "runs as a process of its own, started by another test"]
-#[expect(clippy::disallowed_methods, reason = "how the other test tells it where to work")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how the other test tells it where to work"
+)]
 async fn broker_to_be_killed() {
     let root = std::env::var("CHANDLER_TEST_ROOT").unwrap();
     let broker = LocalProvisioner::new(LocalSettings::new(root)).unwrap();

@@ -5,6 +5,8 @@
 //! the end everything can be deleted and nothing is left. `CHANDLER_TEST_SEED` repeats a run, `CHANDLER_TEST_CASES`
 //! sets how many lives there are.
 
+mod rules;
+
 use crate::support::broker::{Answer, Choices, TestBroker};
 use crate::support::catalog::{ALPHA, MEDIUM, SMALL};
 use crate::support::chance::{Chance, setting};
@@ -13,216 +15,24 @@ use chandler::domain::names;
 use chandler::domain::operation::{OperationKind, OperationState};
 use chandler::engine::Runner;
 use chandler::ports::PortErrorKind;
+use rules::{
+    ACCEPTED, Asked, Attributes, BINDINGS, Binding, Bound, Expected, INSTANCES, Instance, NONE, State,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What makes two PUTs of an instance the same (P-06).
-#[derive(Debug, Clone, PartialEq)]
-struct Attributes {
-    plan: &'static str,
-    size: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum State {
-    Never,
-    Gone,
-    Provisioning,
-    Ready,
-    ProvisionFailed,
-    Updating,
-    Deprovisioning,
-    DeprovisionFailed,
-}
-
-#[derive(Debug, Clone)]
-struct Instance {
-    state: State,
-    attributes: Attributes,
-    target: Option<Attributes>,
-    usable: bool,
-    /// Token of the open operation.
-    open: Option<String>,
-    bindings: BTreeMap<&'static str, Binding>,
-}
-
-/// What makes two PUTs of a binding the same (B-05).
-#[derive(Debug, Clone, PartialEq)]
-enum Asked {
-    Role(&'static str, &'static str),
-    After(&'static str),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Bound {
-    Creating,
-    Ready,
-    Failed,
-    Deleting,
-    DeleteFailed,
-    Gone,
-}
-
-#[derive(Debug, Clone)]
-struct Binding {
-    state: Bound,
-    asked: Asked,
-    /// Token of the open operation, and whether the broker opened it by itself.
-    open: Option<(String, bool)>,
-}
-
-/// The answer that must come: status and error word, empty for a success.
-type Expected = (u16, &'static str);
-
-const ASYNC_REQUIRED: Expected = (422, "AsyncRequired");
-const CONCURRENCY: Expected = (422, "ConcurrencyError");
-const CONFLICT: Expected = (409, "Conflict");
-const BAD: Expected = (400, "BadRequest");
-const NONE: Expected = (404, "NotFound");
-const GONE: Expected = (410, "Gone");
-const ACCEPTED: Expected = (202, "");
-
-const INSTANCES: [&str; 2] = ["x", "y"];
-const BINDINGS: [&str; 3] = ["1", "2", "3"];
-
-impl Instance {
-    fn new() -> Self {
-        Self {
-            state: State::Never,
-            attributes: Attributes { plan: SMALL, size: None },
-            target: None,
-            usable: true,
-            open: None,
-            bindings: BTreeMap::new(),
-        }
-    }
-
-    fn exists(&self) -> bool {
-        !matches!(self.state, State::Never | State::Gone)
-    }
-
-    fn binding_at_work(&self) -> bool {
-        self.bindings.values().any(|b| b.open.is_some())
-    }
-
-    fn alive(&self, id: &str) -> Option<&Binding> {
-        self.bindings.get(id).filter(|b| b.state != Bound::Gone)
-    }
-
-    /// PUT of the instance.
-    fn put(&self, asked: &Attributes, flag: bool) -> Expected {
-        let same = *asked == self.attributes;
-        match self.state {
-            State::Ready if same => return (200, ""),
-            State::Provisioning | State::Ready | State::ProvisionFailed if !same => return CONFLICT,
-            _ if !flag => return ASYNC_REQUIRED,
-            _ => {}
-        }
-        match self.state {
-            State::Updating | State::Deprovisioning | State::DeprovisionFailed => CONCURRENCY,
-            _ => ACCEPTED,
-        }
-    }
-
-    /// PATCH of the instance.
-    fn patch(&self, target: &Attributes, flag: bool) -> Expected {
-        if !self.exists() {
-            return NONE;
-        }
-        if !flag {
-            return ASYNC_REQUIRED;
-        }
-        match self.state {
-            State::Updating if self.target.as_ref() == Some(target) => ACCEPTED,
-            _ if self.open.is_some() || self.binding_at_work() => CONCURRENCY,
-            State::ProvisionFailed | State::DeprovisionFailed => BAD,
-            _ if self.usable && *target == self.attributes => (200, ""),
-            _ => ACCEPTED,
-        }
-    }
-
-    /// DELETE of the instance.
-    fn delete(&self, flag: bool) -> Expected {
-        match self.state {
-            _ if !flag => ASYNC_REQUIRED,
-            State::Never | State::Gone => GONE,
-            State::Deprovisioning => ACCEPTED,
-            _ if self.binding_at_work() => CONCURRENCY,
-            _ => ACCEPTED,
-        }
-    }
-
-    /// PUT of a binding; a success is 201 without the flag.
-    fn bind(&self, id: &str, asked: &Asked, flag: bool) -> Expected {
-        if !self.exists() {
-            return NONE;
-        }
-        let success = if flag { ACCEPTED } else { (201, "") };
-        // such a request is wrong whatever exists.
-        if matches!(asked, Asked::After(before) if *before == id) {
-            return BAD;
-        }
-        if let Some(there) = self.alive(id) {
-            if there.asked != *asked {
-                return CONFLICT;
-            }
-            match (there.state, &there.open) {
-                (Bound::Ready, None) => return (200, ""),
-                (Bound::Creating, Some(_)) if flag => return ACCEPTED,
-                (Bound::Creating, Some(_)) => return ASYNC_REQUIRED,
-                (Bound::Failed, None) => {}
-                _ => return CONCURRENCY,
-            }
-        }
-        if let Asked::After(before) = asked {
-            match self.alive(before).map(|b| b.state) {
-                Some(Bound::Creating) => return CONCURRENCY,
-                Some(Bound::Ready) => {}
-                _ => return BAD,
-            }
-        }
-        match self.state {
-            _ if self.open.is_some() => CONCURRENCY,
-            State::Ready => success,
-            _ => BAD,
-        }
-    }
-
-    /// DELETE of a binding.
-    fn unbind(&self, id: &str, flag: bool) -> Expected {
-        let success = if flag { ACCEPTED } else { (200, "") };
-        match self.alive(id) {
-            None => GONE,
-            Some(_) if !self.exists() => GONE,
-            Some(Binding { state: Bound::Deleting, open: Some((_, false)), .. }) if !flag => ASYNC_REQUIRED,
-            Some(Binding { open: Some(_), .. }) => success,
-            Some(_) if self.open.is_some() => CONCURRENCY,
-            Some(_) => success,
-        }
-    }
-
-    /// GET of the instance.
-    fn fetch(&self) -> Expected {
-        match self.state {
-            State::Ready | State::DeprovisionFailed => (200, ""),
-            State::Updating | State::Deprovisioning => CONCURRENCY,
-            _ => NONE,
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_order_of_events_gives_a_wrong_answer_or_leaves_anything() {
     let mut chance = Chance::for_test("model", 0xcafe);
-    let lives = setting("CHANDLER_TEST_CASES", 60);
+    let lives = setting("CHANDLER_TEST_CASES", 45);
     let mut choices = Choices::default();
     choices.engine.runs_work = false;
     let broker = TestBroker::with(choices).await;
     let start = Instant::now();
     let (mut ran, mut seen) = (0, BTreeMap::new());
-    while ran < lives && start.elapsed() < Duration::from_secs(25) {
+    while ran < lives && start.elapsed() < Duration::from_secs(20) {
         ran += 1;
         let mut life = Life {
             broker: &broker,
@@ -244,7 +54,10 @@ async fn no_order_of_events_gives_a_wrong_answer_or_leaves_anything() {
         ("binding", &["Ready", "Failed", "Gone"][..]),
     ] {
         for state in states {
-            assert!(ran < 40 || seen.contains_key(&format!("{what} {state}")), "no {what} came to be {state}: {seen:#?}");
+            assert!(
+                ran < 40 || seen.contains_key(&format!("{what} {state}")),
+                "no {what} came to be {state}: {seen:#?}"
+            );
         }
     }
     broker.end().await;
@@ -274,8 +87,16 @@ impl Life<'_> {
 
     #[track_caller]
     fn check(&mut self, what: String, answer: &Answer, expected: Expected) {
-        self.told.push(format!("{what} -> {} {}", answer.status, answer.error()));
-        assert_eq!((answer.status, answer.error()), expected, "{what}: {}\n{}\n{:#?}", answer.text, self.told.join("\n"), self.instances);
+        self.told
+            .push(format!("{what} -> {} {}", answer.status, answer.error()));
+        assert_eq!(
+            (answer.status, answer.error()),
+            expected,
+            "{what}: {}\n{}\n{:#?}",
+            answer.text,
+            self.told.join("\n"),
+            self.instances
+        );
     }
 
     async fn step(&mut self, chance: &mut Chance) {
@@ -288,7 +109,11 @@ impl Life<'_> {
             6 => self.delete(id, flag).await,
             7..=11 => {
                 let plan = self.instances[id].attributes.plan;
-                let asked = if chance.one_in(4) { Asked::After(chance.pick(&BINDINGS)) } else { Asked::Role(plan, chance.pick(&["readwrite", "owner"])) };
+                let asked = if chance.one_in(4) {
+                    Asked::After(chance.pick(&BINDINGS))
+                } else {
+                    Asked::Role(plan, chance.pick(&["readwrite", "owner"]))
+                };
                 self.bind(id, binding, asked, flag).await;
             }
             12..=13 => self.unbind(id, binding, flag).await,
@@ -308,7 +133,9 @@ impl Life<'_> {
             22 => self.crash(chance).await,
             _ => {
                 let iid = self.iid(id);
-                if self.instances[id].state == State::Ready && self.broker.world.instances.lock().unwrap().contains_key(&iid) {
+                if self.instances[id].state == State::Ready
+                    && self.broker.world.instances.lock().unwrap().contains_key(&iid)
+                {
                     self.told.push(format!("the server of {id} stops"));
                     self.broker.world.stop(&iid);
                     self.troubled = true;
@@ -325,12 +152,16 @@ impl Life<'_> {
             plan: chance.pick(&[SMALL, SMALL, SMALL, MEDIUM]),
             size: (!chance.one_in(3)).then(|| 4 + chance.next() % 2),
         };
-        let mut body = json!({"service_id": ALPHA, "plan_id": asked.plan, "organization_guid": "o", "space_guid": "s"});
+        let mut body =
+            json!({"service_id": ALPHA, "plan_id": asked.plan, "organization_guid": "o", "space_guid": "s"});
         if let Some(size) = asked.size {
             body["parameters"] = json!({"size": size});
         }
         let expected = self.instances[id].put(&asked, flag);
-        let answer = self.broker.put(&format!("{}?accepts_incomplete={flag}", self.path(id)), &body).await;
+        let answer = self
+            .broker
+            .put(&format!("{}?accepts_incomplete={flag}", self.path(id)), &body)
+            .await;
         self.check(format!("PUT {id} {asked:?} {flag}"), &answer, expected);
         let instance = self.of(id);
         if expected == ACCEPTED && instance.state == State::Provisioning {
@@ -355,7 +186,10 @@ impl Life<'_> {
             body["parameters"] = json!({"size": size});
         }
         let expected = self.instances[id].patch(&target, flag);
-        let answer = self.broker.patch(&format!("{}?accepts_incomplete={flag}", self.path(id)), &body).await;
+        let answer = self
+            .broker
+            .patch(&format!("{}?accepts_incomplete={flag}", self.path(id)), &body)
+            .await;
         self.check(format!("PATCH {id} {target:?} {flag}"), &answer, expected);
         let instance = self.of(id);
         if expected == ACCEPTED && instance.state == State::Updating {
@@ -369,7 +203,10 @@ impl Life<'_> {
 
     async fn delete(&mut self, id: &'static str, flag: bool) {
         let expected = self.instances[id].delete(flag);
-        let path = format!("{}?accepts_incomplete={flag}&service_id={ALPHA}&plan_id={SMALL}", self.path(id));
+        let path = format!(
+            "{}?accepts_incomplete={flag}&service_id={ALPHA}&plan_id={SMALL}",
+            self.path(id)
+        );
         let answer = self.broker.delete(&path).await;
         self.check(format!("DELETE {id} {flag}"), &answer, expected);
         let instance = self.of(id);
@@ -384,26 +221,50 @@ impl Life<'_> {
     async fn bind(&mut self, id: &'static str, binding: &'static str, asked: Asked, flag: bool) {
         let flag = flag || self.troubled;
         let body = match &asked {
-            Asked::Role(plan, role) => json!({"service_id": ALPHA, "plan_id": plan, "parameters": {"role": role}}),
+            Asked::Role(plan, role) => {
+                json!({"service_id": ALPHA, "plan_id": plan, "parameters": {"role": role}})
+            }
             Asked::After(before) => json!({"predecessor_binding_id": before}),
         };
         let expected = self.instances[id].bind(binding, &asked, flag);
-        let path = format!("{}/service_bindings/{binding}?accepts_incomplete={flag}", self.path(id));
-        let answer = self.beside_a_runner(self.broker.put(&path, &body), expected == (201, "")).await;
+        let path = format!(
+            "{}/service_bindings/{binding}?accepts_incomplete={flag}",
+            self.path(id)
+        );
+        let answer = self
+            .beside_a_runner(self.broker.put(&path, &body), expected == (201, ""))
+            .await;
         self.check(format!("PUT {id}/{binding} {asked:?} {flag}"), &answer, expected);
         if answer.status == 200 || answer.status == 201 {
             assert!(answer.body["credentials"]["password"].is_string(), "B-01, B-03");
         }
         let instance = self.of(id);
-        let running = instance.alive(binding).filter(|b| b.state == Bound::Creating).and_then(|b| b.open.clone());
+        let running = instance
+            .alive(binding)
+            .filter(|b| b.state == Bound::Creating)
+            .and_then(|b| b.open.clone());
         match (expected, running) {
             (ACCEPTED, Some((token, _))) => assert_eq!(token, answer.operation(), "B-04"),
             (ACCEPTED, None) => {
                 let open = Some((answer.operation().to_owned(), false));
-                instance.bindings.insert(binding, Binding { state: Bound::Creating, asked, open });
+                instance.bindings.insert(
+                    binding,
+                    Binding {
+                        state: Bound::Creating,
+                        asked,
+                        open,
+                    },
+                );
             }
             ((201, _), _) => {
-                instance.bindings.insert(binding, Binding { state: Bound::Ready, asked, open: None });
+                instance.bindings.insert(
+                    binding,
+                    Binding {
+                        state: Bound::Ready,
+                        asked,
+                        open: None,
+                    },
+                );
                 self.learn().await;
             }
             _ => {}
@@ -413,12 +274,21 @@ impl Life<'_> {
     async fn unbind(&mut self, id: &'static str, binding: &'static str, flag: bool) {
         let flag = flag || self.troubled;
         let expected = self.instances[id].unbind(binding, flag);
-        let path = format!("{}/service_bindings/{binding}?accepts_incomplete={flag}&service_id={ALPHA}&plan_id={SMALL}", self.path(id));
-        let answer = self.beside_a_runner(self.broker.delete(&path), expected == (200, "")).await;
+        let path = format!(
+            "{}/service_bindings/{binding}?accepts_incomplete={flag}&service_id={ALPHA}&plan_id={SMALL}",
+            self.path(id)
+        );
+        let answer = self
+            .beside_a_runner(self.broker.delete(&path), expected == (200, ""))
+            .await;
         self.check(format!("DELETE {id}/{binding} {flag}"), &answer, expected);
-        let Some(there) = self.of(id).bindings.get_mut(binding) else { return };
+        let Some(there) = self.of(id).bindings.get_mut(binding) else {
+            return;
+        };
         match (expected, &there.open) {
-            (ACCEPTED, Some((token, false))) if there.state == Bound::Deleting => assert_eq!(token, answer.operation(), "N-02"),
+            (ACCEPTED, Some((token, false))) if there.state == Bound::Deleting => {
+                assert_eq!(token, answer.operation(), "N-02")
+            }
             (ACCEPTED, _) => {
                 there.state = Bound::Deleting;
                 there.open = Some((answer.operation().to_owned(), false));
@@ -453,7 +323,14 @@ impl Life<'_> {
 
     /// What is due runs, or all there is to its end.
     async fn work(&mut self, whole: bool) {
-        self.told.push(if whole { "run until idle" } else { "run what is due" }.into());
+        self.told.push(
+            if whole {
+                "run until idle"
+            } else {
+                "run what is due"
+            }
+            .into(),
+        );
         if whole {
             self.broker.run_until_idle().await;
         } else {
@@ -463,14 +340,27 @@ impl Life<'_> {
     }
 
     fn trouble(&mut self, chance: &mut Chance) {
-        let call = chance.pick(&["place", "apply", "observe", "remove", "prepare", "issue", "verify", "revoke"]);
-        let when = if chance.one_in(2) { When::Before } else { When::After };
-        let kind = if chance.one_in(3) { PortErrorKind::Invalid } else { PortErrorKind::Transient };
+        let call = chance.pick(&[
+            "place", "apply", "observe", "remove", "prepare", "issue", "verify", "revoke",
+        ]);
+        let when = if chance.one_in(2) {
+            When::Before
+        } else {
+            When::After
+        };
+        let kind = if chance.one_in(3) {
+            PortErrorKind::Invalid
+        } else {
+            PortErrorKind::Transient
+        };
         let times = u32::try_from(chance.below(3) + 1).unwrap();
         // `observe` and `list` have no moment after.
         let when = if call == "observe" { When::Before } else { when };
-        self.told.push(format!("{times} × {call} fails {when:?} {kind:?}"));
-        self.broker.world.plan(call, when, Effect::Fail(kind, "A planned fault."), times);
+        self.told
+            .push(format!("{times} × {call} fails {when:?} {kind:?}"));
+        self.broker
+            .world
+            .plan(call, when, Effect::Fail(kind, "A planned fault."), times);
         self.troubled = true;
     }
 
@@ -478,7 +368,11 @@ impl Life<'_> {
     async fn crash(&mut self, chance: &mut Chance) {
         let world = &self.broker.world;
         let call = chance.pick(&["apply", "remove", "issue", "verify", "revoke", "prepare"]);
-        let when = if chance.one_in(2) { When::Before } else { When::After };
+        let when = if chance.one_in(2) {
+            When::Before
+        } else {
+            When::After
+        };
         self.told.push(format!("a worker dies {when:?} {call}"));
         world.calm();
         world.plan(call, when, Effect::Hang, 1);
@@ -497,7 +391,11 @@ impl Life<'_> {
         for id in INSTANCES {
             let open = self.instances[id].open.clone();
             if let Some(token) = open {
-                let last = self.broker.get(&format!("{}/last_operation?operation={token}", self.path(id))).await.expect(200);
+                let last = self
+                    .broker
+                    .get(&format!("{}/last_operation?operation={token}", self.path(id)))
+                    .await
+                    .expect(200);
                 let instance = self.of(id);
                 let ended = match (last.body["state"].as_str().unwrap(), instance.state) {
                     ("in progress", _) => continue,
@@ -517,14 +415,23 @@ impl Life<'_> {
                 };
                 self.told.push(format!("  {id} is {ended:?}: {}", last.body));
                 let instance = self.of(id);
-                instance.usable = last.body["instance_usable"].as_bool().unwrap_or(ended == State::Ready);
+                instance.usable = last.body["instance_usable"]
+                    .as_bool()
+                    .unwrap_or(ended == State::Ready);
                 (instance.state, instance.target, instance.open) = (ended, None, None);
             }
             for binding in BINDINGS {
-                let Some((token, own)) = self.instances[id].bindings.get(binding).and_then(|b| b.open.clone()) else {
+                let Some((token, own)) = self.instances[id]
+                    .bindings
+                    .get(binding)
+                    .and_then(|b| b.open.clone())
+                else {
                     continue;
                 };
-                let path = format!("{}/service_bindings/{binding}/last_operation?operation={token}", self.path(id));
+                let path = format!(
+                    "{}/service_bindings/{binding}/last_operation?operation={token}",
+                    self.path(id)
+                );
                 let last = self.broker.get(&path).await.expect(200);
                 let there = self.of(id).bindings.get_mut(binding).unwrap();
                 there.state = match (last.body["state"].as_str().unwrap(), there.state) {
@@ -546,7 +453,14 @@ impl Life<'_> {
 
     /// Revocations the broker began by itself are not told to anybody, so the store is asked.
     async fn own_work(&mut self) {
-        for row in self.broker.engine.store().operations_list(Some(OperationState::Open), 1000).await.unwrap() {
+        for row in self
+            .broker
+            .engine
+            .store()
+            .operations_list(Some(OperationState::Open), 1000)
+            .await
+            .unwrap()
+        {
             let operation = &row.operation;
             if operation.kind != OperationKind::Revoke {
                 continue;
@@ -558,7 +472,10 @@ impl Life<'_> {
                         continue;
                     }
                     let there = self.of(id).bindings.get_mut(binding).expect("a binding we know");
-                    assert!(matches!(there.state, Bound::Failed | Bound::DeleteFailed | Bound::Deleting), "{there:?}");
+                    assert!(
+                        matches!(there.state, Bound::Failed | Bound::DeleteFailed | Bound::Deleting),
+                        "{there:?}"
+                    );
                     if there.state == Bound::DeleteFailed {
                         there.state = Bound::Deleting;
                     }
@@ -579,20 +496,45 @@ impl Life<'_> {
                 assert_eq!(answer.body["plan_id"], attributes.plan);
                 assert_eq!(answer.body["parameters"]["size"].as_u64(), attributes.size);
             }
-            let last = self.broker.get(&format!("{}/last_operation", self.path(id))).await;
+            let last = self
+                .broker
+                .get(&format!("{}/last_operation", self.path(id)))
+                .await;
             let known = self.instances[id].state != State::Never;
             self.check(format!("LO {id}"), &last, if known { (200, "") } else { NONE });
             let progress = self.instances[id].open.is_some();
-            assert_eq!(last.body["state"] == "in progress", progress, "{}\n{}", last.text, self.told.join("\n"));
+            assert_eq!(
+                last.body["state"] == "in progress",
+                progress,
+                "{}\n{}",
+                last.text,
+                self.told.join("\n")
+            );
             for binding in BINDINGS {
                 let alive = self.instances[id].alive(binding).cloned();
-                let expected = if alive.as_ref().is_some_and(|b| b.state == Bound::Ready) { (200, "") } else { NONE };
-                let answer = self.broker.get(&format!("{}/service_bindings/{binding}", self.path(id))).await;
+                let expected = if alive.as_ref().is_some_and(|b| b.state == Bound::Ready) {
+                    (200, "")
+                } else {
+                    NONE
+                };
+                let answer = self
+                    .broker
+                    .get(&format!("{}/service_bindings/{binding}", self.path(id)))
+                    .await;
                 self.check(format!("GET {id}/{binding}"), &answer, expected);
                 if answer.status == 200 && !self.troubled {
-                    let of = |name: &str| answer.body["credentials"][name].as_str().unwrap_or_default().to_owned();
+                    let of = |name: &str| {
+                        answer.body["credentials"][name]
+                            .as_str()
+                            .unwrap_or_default()
+                            .to_owned()
+                    };
                     let deleting = self.instances[id].state == State::Deprovisioning;
-                    assert!(deleting || self.broker.world.lets_in(&of("username"), &of("password")), "{id}/{binding}\n{}", self.told.join("\n"));
+                    assert!(
+                        deleting || self.broker.world.lets_in(&of("username"), &of("password")),
+                        "{id}/{binding}\n{}",
+                        self.told.join("\n")
+                    );
                 }
             }
         }
@@ -615,7 +557,11 @@ impl Life<'_> {
             self.delete(id, true).await;
             self.work(true).await;
             let state = self.instances[id].state;
-            assert!(matches!(state, State::Gone | State::Never), "{id} is {state:?}\n{}", self.told.join("\n"));
+            assert!(
+                matches!(state, State::Gone | State::Never),
+                "{id} is {state:?}\n{}",
+                self.told.join("\n")
+            );
         }
         self.look().await;
         for line in &self.told {
@@ -630,7 +576,11 @@ impl Life<'_> {
 fn kind(line: &str) -> String {
     if let Some((what, answer)) = line.split_once(" -> ") {
         let verb = what.split(' ').next().unwrap_or_default();
-        let of = if what.split(' ').nth(1).is_some_and(|id| id.contains('/')) { "binding" } else { "instance" };
+        let of = if what.split(' ').nth(1).is_some_and(|id| id.contains('/')) {
+            "binding"
+        } else {
+            "instance"
+        };
         return format!("{verb} {of} {answer}");
     }
     match line.trim_start().split_once(" is ") {
