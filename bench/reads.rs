@@ -22,7 +22,7 @@ const MEASURED: Duration = Duration::from_millis(1500);
 
 /// Measures and reports.
 pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
-    let broker = filled(dir, "reads", InstanceState::Ready, "http")?;
+    let broker = filled(&dir.join("reads"), INSTANCES, InstanceState::Ready, "http")?;
     let catalog = broker.call("GET", "/v2/catalog", "")?.body;
     let last = broker.call("GET", &last_operation_path(7), "")?;
     if last.status != 200 {
@@ -99,18 +99,17 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A broker over a store with [`INSTANCES`] instances.
-pub fn filled(dir: &Path, name: &str, state: InstanceState, role: &'static str) -> Result<Broker> {
-    let dir = dir.join(name);
+/// A broker on the directory `dir`, its store filled with `count` instances at the first call.
+pub fn filled(dir: &Path, count: u64, state: InstanceState, role: &'static str) -> Result<Broker> {
     let setup = Setup {
         role,
         group_commit: true,
     };
     if !dir.exists() {
-        std::fs::create_dir(&dir)?;
+        std::fs::create_dir(dir)?;
         // One start with nothing in the store tells which offering and plan the rows are of.
         let empty = Broker::serve(
-            &dir,
+            dir,
             Setup {
                 role: "http",
                 ..setup
@@ -118,9 +117,9 @@ pub fn filled(dir: &Path, name: &str, state: InstanceState, role: &'static str) 
         )?;
         let wanted = Wanted::of(&empty.call("GET", "/v2/catalog", "")?.body, "postgres")?;
         drop(empty);
-        rows::fill(&database(&dir), &wanted, INSTANCES, state)?;
+        rows::fill(&database(dir), &wanted, count, state)?;
     }
-    Broker::serve(&dir, setup)
+    Broker::serve(dir, setup)
 }
 
 /// The poll of a platform that keeps the operation's token.
