@@ -17,6 +17,7 @@ CREATE TABLE instances (
     updated_at          BIGINT NOT NULL
 );
 
+CREATE INDEX instances_ready ON instances (iid) WHERE state = 'ready';
 CREATE INDEX instances_gone ON instances (updated_at) WHERE state = 'gone';
 
 CREATE TABLE bindings (

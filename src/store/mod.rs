@@ -66,7 +66,7 @@ impl Dialect {
 }
 
 /// Page cache of SQLite's writing connection, in KiB.
-const WRITER_CACHE: u32 = 8000;
+const WRITER_CACHE: u32 = 4000;
 /// Page cache of each of its reading connections: the upper levels of the trees. The rest is in the system's cache, which all share.
 const READER_CACHE: u32 = 1000;
 /// Most reading connections on SQLite, a thread each: more of them only take turns on the processors.
