@@ -10,6 +10,7 @@ use crate::domain::instance::{Endpoint, Millis};
 use crate::domain::manifest::Desired;
 use crate::domain::secret::Secret;
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -85,7 +86,7 @@ impl std::error::Error for PortError {}
 pub type PortResult<T> = Result<T, PortError>;
 
 /// Which instance a provisioner acts on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InstanceRef {
     /// The broker's own name for it; every outside name derives from it.
     pub iid: String,
@@ -93,6 +94,41 @@ pub struct InstanceRef {
     pub offering: String,
     /// Name of the plan.
     pub plan: String,
+    /// Every object that was ever announced by [`Provisioner::inventory`] and is not known to be gone.
+    ///
+    /// Recorded before any of them is made, so what exists outside is always in it, unless a worker that had lost
+    /// its lease made it: [`Provisioner::remove`] looks by label too.
+    pub inventory: Vec<ObjectRef>,
+}
+
+/// One object in a cluster, by the names that identify it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// Group and version, such as `apps/v1`; `v1` for the core group.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Namespace; empty for an object without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectRef {
+    /// Whether the user's data goes with it: only a deprovision removes such an object.
+    pub fn holds_data(&self) -> bool {
+        self.kind == "PersistentVolumeClaim"
+    }
+}
+
+/// What happens to the data when an instance is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volumes {
+    /// They go with the instance.
+    Delete,
+    /// They stay, for `chandler instances undelete`; all else goes.
+    Keep,
 }
 
 /// What a look at an instance shows.
@@ -134,20 +170,52 @@ pub trait Provisioner: Send + Sync {
     /// Called again it returns the same choice. Nothing in it is secret.
     async fn place(&self, instance: &InstanceRef, offering: &Offering) -> PortResult<Map<String, Value>>;
 
+    /// Everything that [`apply`](Self::apply) and [`open`](Self::open) may make for `desired`; no outside call.
+    ///
+    /// The engine records it before the first of them is called.
+    fn inventory(&self, _instance: &InstanceRef, _desired: &Desired) -> PortResult<Vec<ObjectRef>> {
+        Ok(Vec::new())
+    }
+
     /// Makes the world like `desired`; returns without waiting for it to become ready.
+    ///
+    /// What the instance's inventory holds and `desired` does not is removed, except what holds data. Objects of a
+    /// later phase are made when this is called again after the earlier phase became ready.
     async fn apply(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<()>;
 
     /// Looks how far it is.
     async fn observe(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Observation>;
 
-    /// Removes everything this instance ever had here, whatever version made it.
-    async fn remove(&self, instance: &InstanceRef) -> PortResult<Removal>;
+    /// Lets applications in; called when the instance is ready and its credentials are prepared.
+    ///
+    /// Until then only the broker reaches it: some servers start with a well-known password.
+    async fn open(&self, _instance: &InstanceRef, _desired: &Desired) -> PortResult<()> {
+        Ok(())
+    }
 
-    /// The iids of everything that exists here, for the sweep.
+    /// Where this process reaches an endpoint of the instance; differs from what applications use when it is outside their network.
+    async fn reach(&self, _instance: &InstanceRef, endpoint: &Endpoint) -> PortResult<Endpoint> {
+        Ok(endpoint.clone())
+    }
+
+    /// What differs from `desired` though nobody asked for it, one line for each object; nothing is changed.
+    async fn drift(&self, _instance: &InstanceRef, _desired: &Desired) -> PortResult<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes everything this instance ever had here, whatever version made it.
+    async fn remove(&self, instance: &InstanceRef, volumes: Volumes) -> PortResult<Removal>;
+
+    /// The iids of everything that exists here, for the sweep; what is kept on purpose ([`Volumes::Keep`]) among it.
     async fn list(&self) -> PortResult<Vec<String>>;
 
     /// Whether instances that stop must be started again by us (processes) or come back alone (Kubernetes).
     fn supervises(&self) -> bool;
+
+    /// Whether [`remove`](Self::remove) can keep the volumes.
+    fn keeps_volumes(&self) -> bool {
+        false
+    }
 }
 
 /// The instance a credential mechanism works on.
@@ -155,9 +223,10 @@ pub trait Provisioner: Send + Sync {
 pub struct Target {
     /// The instance.
     pub iid: String,
-    /// Where the mechanism connects: the endpoint that `binding.yaml` names.
+    /// Where the mechanism connects: the endpoint that `binding.yaml` names, as this process reaches it
+    /// ([`Provisioner::reach`]); applications may know it by another address.
     pub endpoint: Endpoint,
-    /// All endpoints of the instance.
+    /// All endpoints of the instance, reached alike.
     pub endpoints: Vec<Endpoint>,
     /// `settings` of `binding.yaml`, filled in.
     pub settings: Map<String, Value>,

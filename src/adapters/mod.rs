@@ -2,5 +2,6 @@
 
 pub mod catalog_dir;
 pub mod credentials;
+pub mod kubernetes;
 pub mod local;
 pub mod sealed;

@@ -112,7 +112,9 @@ pub fn mechanisms(clock: &Arc<dyn Clock>) -> BTreeMap<String, Arc<dyn Credential
 
 /// The local provisioner a configuration describes.
 pub fn local_provisioner(config: &Config) -> anyhow::Result<LocalProvisioner> {
-    let ProvisionerKind::Local = config.provisioner.kind;
+    if config.provisioner.kind != ProvisionerKind::Local {
+        return Err(anyhow!("The configured provisioner is not the local one."));
+    }
     let local = &config.provisioner.local;
     LocalProvisioner::new(LocalSettings {
         root: std::path::absolute(&local.dir)?,

@@ -5,7 +5,10 @@
 
 use super::Problem;
 use super::files::read_secret;
-use super::sections::{Config, Credential, Http, Osb, Platform, Provisioner, Secrets, Store};
+use super::kubernetes::{Kubernetes, Tenancy};
+use super::sections::{
+    Config, Credential, Http, Local, Osb, Platform, Provisioner, ProvisionerKind, Secrets, Store,
+};
 use super::url::StoreUrl;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -207,7 +210,45 @@ fn catalog(catalog: &super::sections::Catalog, found: &mut Findings) {
 }
 
 fn provisioner(provisioner: &Provisioner, found: &mut Findings) {
-    let local = &provisioner.local;
+    match provisioner.kind {
+        ProvisionerKind::Local => local(&provisioner.local, found),
+        ProvisionerKind::Kubernetes => kubernetes(&provisioner.kubernetes, found),
+    }
+}
+
+fn kubernetes(kubernetes: &Kubernetes, found: &mut Findings) {
+    let path = "provisioner.kubernetes";
+    if kubernetes.tenancy == Tenancy::Shared && kubernetes.namespace.is_empty() {
+        found.refuse(
+            format!("{path}.namespace"),
+            "must be given for the tenancy `shared`: the namespace all instances live in",
+        );
+    }
+    if kubernetes.tenancy == Tenancy::Instance && !kubernetes.namespace.is_empty() {
+        found.refuse(
+            format!("{path}.namespace"),
+            "is only for the tenancy `shared`; leave it out, or set `tenancy: shared`",
+        );
+    }
+    if let Some(file) = &kubernetes.kubeconfig
+        && !file.is_file()
+    {
+        found.refuse(
+            format!("{path}.kubeconfig"),
+            format!("there is no file {}; correct the path", file.display()),
+        );
+    }
+    for (image, other) in &kubernetes.images.replace {
+        if !other.contains("@sha256:") {
+            found.refuse(
+                format!("{path}.images.replace.{image}"),
+                "must name an image by its digest (name@sha256:…), so that nobody can put another one in its place",
+            );
+        }
+    }
+}
+
+fn local(local: &Local, found: &mut Findings) {
     if local.dir.as_os_str().is_empty() {
         found.refuse(
             "provisioner.local.dir",

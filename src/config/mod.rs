@@ -10,6 +10,7 @@ mod dev;
 mod docs;
 mod files;
 mod hidden;
+mod kubernetes;
 mod schema;
 mod sections;
 mod source;
@@ -19,6 +20,7 @@ pub use dev::{Dev, dev_password};
 pub use docs::{config_reference, config_schema_json};
 pub use files::{SecretFile, read_secret};
 pub use hidden::Hidden;
+pub use kubernetes::{Drift, Images, Kubernetes, Tenancy, Transport};
 pub use sections::{
     Catalog, Config, Credential, DeletedLastOperation, DeprovisionWithBindings, Engine, Http, Local, Log,
     LogFormat, Osb, Platform, PortRange, Provisioner, ProvisionerKind, SealKey, Secrets, SecretsKind, Store,
@@ -280,6 +282,7 @@ impl Config {
         let files = [&mut self.provisioner.local.dir]
             .into_iter()
             .chain(self.catalog.dirs.iter_mut())
+            .chain(self.provisioner.kubernetes.kubeconfig.iter_mut())
             .chain(self.secrets.keys.iter_mut().map(|key| &mut key.file))
             .chain(self.store.password_file.iter_mut())
             .chain(

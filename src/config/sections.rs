@@ -6,6 +6,7 @@
 //! password or key: those are named by file.
 
 use super::hidden::Hidden;
+use super::kubernetes::Kubernetes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -222,10 +223,12 @@ impl Default for Catalog {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Provisioner {
-    /// `local`: instances are server processes on this machine.
+    /// `local`: instances are server processes on this machine. `kubernetes`: they are objects of a cluster.
     pub kind: ProvisionerKind,
     /// Settings of the kind `local`.
     pub local: Local,
+    /// Settings of the kind `kubernetes`.
+    pub kubernetes: Kubernetes,
 }
 
 impl Default for Provisioner {
@@ -233,6 +236,7 @@ impl Default for Provisioner {
         Self {
             kind: ProvisionerKind::Local,
             local: Local::default(),
+            kubernetes: Kubernetes::default(),
         }
     }
 }
@@ -243,6 +247,8 @@ impl Default for Provisioner {
 pub enum ProvisionerKind {
     /// Server processes on this machine.
     Local,
+    /// Objects of a Kubernetes cluster.
+    Kubernetes,
 }
 
 /// Instances as processes on this machine.

@@ -3,8 +3,8 @@
 //! The catalog's checker and the engine render through the same functions and build their scopes
 //! with [`instance_scope`] and [`binding_scope`], so what was checked is what is made.
 
-use super::catalog::{BindingTemplate, Offering, Plan};
-use super::expr::{ExprError, Scope};
+use super::catalog::{BindingTemplate, ObjectTemplate, Offering, Plan};
+use super::expr::{ExprError, Scope, Template};
 use super::instance::Endpoint;
 use super::request::EndpointView;
 use super::secret::Secret;
@@ -20,9 +20,26 @@ pub struct Desired {
     /// The local process, when the offering has `process.yaml`.
     pub process: Option<ProcessSpec>,
     /// Kubernetes objects in order, when the offering has `objects/`.
-    pub objects: Vec<Value>,
+    pub objects: Vec<ObjectSpec>,
+    /// Namespaces whose applications may connect, from the parameter `consumers`; beside those the operator admits.
+    pub consumers: Vec<String>,
     /// Hash of all the above: equal hashes mean nothing to change.
     pub hash: String,
+}
+
+/// A document of `objects/*.yaml` filled in: an object, and what the broker has to know about it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ObjectSpec {
+    /// Applied in rising order; the next phase waits until this one is ready.
+    pub phase: u16,
+    /// A CEL rule over `object`, as the cluster has it: true when ready. Absent: what is usual for the kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready: Option<String>,
+    /// A CEL rule over `object` that gives a sentence when it has failed for good, else an empty text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    /// The object, without the members above.
+    pub object: Value,
 }
 
 impl fmt::Debug for Desired {
@@ -151,13 +168,19 @@ fn instance(iid: &str, offering: &Offering, plan: &Plan) -> Value {
     json!({"iid": iid, "offering": offering.name, "plan": plan.name})
 }
 
-/// Renders an instance: fills `process.yaml` and `objects/` of the offering.
+/// The provisioner that fills `process.yaml`, as a plan's `runs_on` writes it.
+pub const LOCAL: &str = "local";
+/// The provisioner that fills `objects/`, as a plan's `runs_on` writes it.
+pub const KUBERNETES: &str = "kubernetes";
+
+/// Renders an instance for one provisioner: fills `process.yaml` ([`LOCAL`]) or `objects/` ([`KUBERNETES`]) of the offering.
 ///
 /// `scope` holds `instance`, `platform`, `params` and the provisioner's placement; `plan`, `admin` and `generated` are added here.
-/// Errors: the leaf that could not be filled, its path starting with `process.` or `objects[…].`.
+/// Errors: the leaf that could not be filled, its path starting with `process.` or `objects/<file>: `.
 pub fn render(
     offering: &Offering,
     plan: &Plan,
+    provisioner: &str,
     scope: &Scope,
     admin: &Secret,
     generated: &Secret,
@@ -166,8 +189,7 @@ pub fn render(
     scope.insert("admin".into(), Value::Object(admin.expose().clone()));
     scope.insert("generated".into(), Value::Object(generated.expose().clone()));
     let process = match &offering.process {
-        None => None,
-        Some(template) => {
+        Some(template) if provisioner == LOCAL => {
             let mut spec = template.spec.fill(&scope).map_err(|e| below("process", e))?;
             as_text(&mut spec, "/command");
             as_text(&mut spec, "/init/command");
@@ -177,21 +199,71 @@ pub fn render(
             spec.ports.clone_from(&template.ports);
             Some(spec)
         }
+        _ => None,
     };
-    let mut objects = Vec::with_capacity(offering.objects.len());
-    for (i, template) in offering.objects.iter().enumerate() {
-        objects.push(
-            template
-                .fill(&scope)
-                .map_err(|e| below(&format!("objects[{i}]"), e))?,
-        );
+    let mut objects = Vec::new();
+    if provisioner == KUBERNETES {
+        for template in &offering.objects {
+            objects.extend(object(template, &scope).map_err(|e| below(&format!("{}: ", template.file), e))?);
+        }
+        objects.sort_by_key(|object| object.phase);
     }
-    let hash = hash(process.as_ref(), &objects);
+    let consumers = consumers(&scope);
+    let hash = hash(process.as_ref(), &objects, &consumers);
     Ok(Desired {
         process,
         objects,
+        consumers,
         hash,
     })
+}
+
+/// One document filled in; none when its `when` says no.
+fn object(template: &ObjectTemplate, scope: &Scope) -> Result<Option<ObjectSpec>, ExprError> {
+    if let Some(when) = &template.when {
+        match when.fill(scope).map_err(|e| below("when", e))? {
+            Value::Bool(true) => {}
+            Value::Bool(false) => return Ok(None),
+            _ => return Err(error("when", "must be true or false")),
+        }
+    }
+    let rule = |name: &str, rule: &Option<Template>| -> Result<Option<String>, ExprError> {
+        match rule
+            .as_ref()
+            .map(|rule| rule.fill(scope))
+            .transpose()
+            .map_err(|e| below(name, e))?
+        {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(error(name, "must be the text of a rule")),
+        }
+    };
+    let mut object = template.object.fill(scope)?;
+    drop_nulls(&mut object);
+    Ok(Some(ObjectSpec {
+        phase: template.phase,
+        ready: rule("ready", &template.ready)?,
+        failed: rule("failed", &template.failed)?,
+        object,
+    }))
+}
+
+/// The parameter `consumers`, where an offering's schema has one: names of namespaces.
+fn consumers(scope: &Scope) -> Vec<String> {
+    let names = scope
+        .get("params")
+        .and_then(|params| params.get("consumers"))
+        .and_then(Value::as_array);
+    let mut names: Vec<String> = names
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// Fills `settings` of a `binding.yaml`. The scope is an instance's; `plan` is added here, secrets are not to be had.
@@ -339,7 +411,7 @@ fn error(path: &str, message: impl Into<String>) -> ExprError {
 fn below(prefix: &str, e: ExprError) -> ExprError {
     let path = match e.path.as_str() {
         "" | "." => prefix.to_owned(),
-        path if path.starts_with('[') => format!("{prefix}{path}"),
+        path if path.starts_with('[') || prefix.ends_with(' ') => format!("{prefix}{path}"),
         path => format!("{prefix}.{path}"),
     };
     ExprError { path, ..e }
@@ -389,11 +461,11 @@ fn drop_nulls(value: &mut Value) {
 }
 
 /// Hash over the canonical JSON of everything rendered: equal means nothing to change.
-fn hash(process: Option<&ProcessSpec>, objects: &[Value]) -> String {
+fn hash(process: Option<&ProcessSpec>, objects: &[ObjectSpec], consumers: &[String]) -> String {
     // A spec is plain maps, lists and texts: it cannot fail to serialise.
-    let process = serde_json::to_value(process).unwrap_or_default();
+    let whole = json!({"process": process, "objects": objects, "consumers": consumers});
     let mut text = String::new();
-    canonical(&json!({"process": process, "objects": objects}), &mut text);
+    canonical(&whole, &mut text);
     data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes()))
 }
 
@@ -433,7 +505,6 @@ mod tests {
 
     use super::*;
     use crate::domain::catalog::{Catalog, KnownMechanisms, ProcessTemplate, Sources};
-    use crate::domain::expr::Template;
     use std::sync::Arc;
 
     fn offering() -> (Offering, Arc<Plan>) {
@@ -472,7 +543,7 @@ mod tests {
         let placement = Map::from_iter([("ports".to_owned(), json!({"client": port}))]);
         let scope = instance_scope("iid", "cf", &offering, &plan, &Map::new(), &placement);
         let admin = Secret::from_pairs([("password", "hunter2hunter2")]);
-        render(&offering, &plan, &scope, &admin, &Secret::default())
+        render(&offering, &plan, LOCAL, &scope, &admin, &Secret::default())
     }
 
     #[test]

@@ -116,14 +116,17 @@ async fn material(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Resu
             }
             let grant = grant(engine, binding, role);
             let user = mechanism.generate_user(&target, &grant, engine.now())?;
+            // What applications use, not how this process gets there.
+            let endpoints = &claimed.instance.endpoints;
+            let endpoint = endpoints.iter().find(|e| e.name == target.endpoint.name);
             let scope = manifest::binding_scope(&BindingFacts {
                 iid: &target.iid,
                 offering,
                 plan,
                 params: &grant.params,
                 role,
-                endpoint: &target.endpoint,
-                endpoints: &target.endpoints,
+                endpoint: endpoint.unwrap_or(&target.endpoint),
+                endpoints,
                 settings: &target.settings,
                 user: &user.secret,
             });

@@ -10,7 +10,8 @@ use crate::domain::operation::OperationKind;
 use crate::domain::params;
 use crate::domain::secret::Secret;
 use crate::ports::{
-    CredentialMechanism, InstanceRef, Observation, PortError, Removal, RevokedHandle, Target, secret_name,
+    CredentialMechanism, InstanceRef, ObjectRef, Observation, PortError, Removal, RevokedHandle, Target,
+    Volumes, secret_name,
 };
 use crate::store::{Claimed, Progress};
 use serde_json::{Map, Value, json};
@@ -42,12 +43,7 @@ pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> Result<Step, Por
             Ok(Step::Done(Progress::default()))
         }
         "ready" => ready(engine, claimed, &here).await,
-        "prepare" => {
-            if let Some((mechanism, target)) = target(engine, instance).await? {
-                mechanism.prepare(&target).await?;
-            }
-            Ok(Step::Done(Progress::default()))
-        }
+        "prepare" => prepare(engine, &here).await,
         _ => place(engine, &here).await,
     }
 }
@@ -66,6 +62,8 @@ pub(super) struct Here<'a> {
     offering: Arc<Offering>,
     plan: Arc<Plan>,
     parameters: Map<String, Value>,
+    /// For whom it is rendered.
+    provisioner: &'static str,
     pub(super) reference: InstanceRef,
 }
 
@@ -85,6 +83,7 @@ impl<'a> Here<'a> {
             instance,
             parameters: params::with_defaults(&plan.schemas.create, &attributes.parameters),
             reference: reference(instance, &offering.name, &plan.name),
+            provisioner: engine.ports.provisioner.name(),
             offering: offering.clone(),
             plan: plan.clone(),
         })
@@ -123,6 +122,7 @@ impl<'a> Here<'a> {
         manifest::render(
             &self.offering,
             &self.plan,
+            self.provisioner,
             &self.scope(&self.place()),
             &admin,
             &generated,
@@ -131,12 +131,33 @@ impl<'a> Here<'a> {
     }
 }
 
-fn reference(instance: &Instance, offering: &str, plan: &str) -> InstanceRef {
+pub(super) fn reference(instance: &Instance, offering: &str, plan: &str) -> InstanceRef {
     InstanceRef {
         iid: instance.iid.clone(),
         offering: offering.to_owned(),
         plan: plan.to_owned(),
+        inventory: inventory(&instance.facts),
     }
+}
+
+/// Objects announced for an instance, from its facts.
+fn inventory(facts: &Map<String, Value>) -> Vec<ObjectRef> {
+    let recorded = facts.get("inventory").cloned().unwrap_or_default();
+    serde_json::from_value(recorded).unwrap_or_default()
+}
+
+/// The facts with `objects` announced beside what was before, when that adds something.
+fn announced(facts: &Map<String, Value>, objects: Vec<ObjectRef>) -> Option<Map<String, Value>> {
+    let mut all = inventory(facts);
+    let before = all.len();
+    all.extend(objects);
+    all.sort();
+    all.dedup();
+    (all.len() > before).then(|| {
+        let mut facts = facts.clone();
+        facts.insert("inventory".into(), json!(all));
+        facts
+    })
 }
 
 pub(super) fn unrenderable(error: ExprError) -> PortError {
@@ -166,7 +187,9 @@ async fn place(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
     }))
 }
 
-/// Makes what is made once. Two workers at it go on with the same values: the store keeps the first.
+/// Makes what is made once, and announces every object before the first of them exists.
+///
+/// Two workers at it go on with the same values: the store keeps the first.
 async fn secrets(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
     let iid = &here.instance.iid;
     let store = &engine.ports.secrets;
@@ -187,7 +210,39 @@ async fn secrets(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
             store.create(&name, &Secret::from_pairs(values)).await?;
         }
     }
-    Ok(Step::Done(Progress::default()))
+    let desired = here.desired(engine).await?;
+    let objects = engine.ports.provisioner.inventory(&here.reference, &desired)?;
+    Ok(Step::Done(Progress {
+        facts: announced(&here.instance.facts, objects),
+        ..Progress::default()
+    }))
+}
+
+/// Brings the server into the state bindings need, and only then lets applications in.
+///
+/// What an earlier version had and this one has not is gone by now, except what holds data.
+async fn prepare(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
+    if let Some((mechanism, target)) = target(engine, here.instance).await? {
+        mechanism.prepare(&target).await?;
+    }
+    let desired = here.desired(engine).await?;
+    let provisioner = &engine.ports.provisioner;
+    provisioner.open(&here.reference, &desired).await?;
+    let wanted = provisioner.inventory(&here.reference, &desired)?;
+    let before = inventory(&here.instance.facts);
+    let left: Vec<&ObjectRef> = before
+        .iter()
+        .filter(|object| object.holds_data() || wanted.contains(object))
+        .collect();
+    let facts = (left.len() < before.len()).then(|| {
+        let mut facts = here.instance.facts.clone();
+        facts.insert("inventory".into(), json!(left));
+        facts
+    });
+    Ok(Step::Done(Progress {
+        facts,
+        ..Progress::default()
+    }))
 }
 
 /// A secret text of `length` characters from operation-token entropy (base32, 5 bits each).
@@ -226,7 +281,12 @@ fn soon(claimed: &Claimed) -> Duration {
 async fn remove(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     let instance = &claimed.instance;
     let reference = reference(instance, &claimed.operation.offering, "");
-    match engine.ports.provisioner.remove(&reference).await? {
+    match engine
+        .ports
+        .provisioner
+        .remove(&reference, Volumes::Delete)
+        .await?
+    {
         Removal::Gone => Ok(Step::Done(Progress::default())),
         Removal::StillGoing(message) => Ok(Step::Again(soon(claimed), message)),
     }
@@ -236,7 +296,12 @@ async fn remove(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
 async fn forget(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     let instance = &claimed.instance;
     let reference = reference(instance, &claimed.operation.offering, "");
-    if let Removal::StillGoing(message) = engine.ports.provisioner.remove(&reference).await? {
+    if let Removal::StillGoing(message) = engine
+        .ports
+        .provisioner
+        .remove(&reference, Volumes::Delete)
+        .await?
+    {
         return Ok(Step::Again(soon(claimed), message));
     }
     for name in engine
@@ -302,12 +367,18 @@ pub(super) async fn target(
                 "The administrator's credentials of this instance are missing; the operator has to look.",
             )
         })?;
+    let reference = reference(instance, "", "");
+    let provisioner = &engine.ports.provisioner;
+    let mut endpoints = Vec::with_capacity(instance.endpoints.len());
+    for endpoint in &instance.endpoints {
+        endpoints.push(provisioner.reach(&reference, endpoint).await?);
+    }
     Ok(Some((
         mechanism,
         Target {
             iid: instance.iid.clone(),
-            endpoint,
-            endpoints: instance.endpoints.clone(),
+            endpoint: provisioner.reach(&reference, &endpoint).await?,
+            endpoints,
             settings,
             admin,
             revoked: revoked(engine, &instance.iid).await?,

@@ -9,7 +9,7 @@ use crate::domain::binding::{Binding, BindingState};
 use crate::domain::error::Error;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
-use crate::ports::{InstanceRef, Observation, PortError, Removal};
+use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes};
 use crate::store::Fail;
 use crate::telemetry;
 use std::collections::BTreeMap;
@@ -278,10 +278,15 @@ impl Sweeper {
     pub async fn remove(&self, iid: &str) -> bool {
         let reference = InstanceRef {
             iid: iid.to_owned(),
-            offering: String::new(),
-            plan: String::new(),
+            ..InstanceRef::default()
         };
-        match self.engine.ports.provisioner.remove(&reference).await {
+        match self
+            .engine
+            .ports
+            .provisioner
+            .remove(&reference, Volumes::Delete)
+            .await
+        {
             Ok(Removal::Gone) => {
                 info!(%iid, "removed what should not be there");
                 true

@@ -263,7 +263,7 @@ fn try_render(
             .map(|name| (name.clone(), "Generated".to_owned())),
     );
     let scope = manifest::instance_scope(iid, "cf", offering, plan, params, place.as_object().unwrap());
-    manifest::render(offering, plan, &scope, &admin, &generated)
+    manifest::render(offering, plan, manifest::LOCAL, &scope, &admin, &generated)
 }
 
 /// The number of a line's words and the word it begins with: what it says, without the value.

@@ -91,11 +91,11 @@ fn every_shipped_small_plan_renders_to_a_process() {
         let mechanism = &offering.binding.as_ref().unwrap().mechanism;
         let admin = Secret::new(KnownMechanisms.sample_admin(mechanism));
         let generated = Secret::from_pairs(offering.generated.keys().map(|n| (n.clone(), "g".repeat(32))));
-        let desired = manifest::render(offering, plan, &scope, &admin, &generated).unwrap();
+        let desired = manifest::render(offering, plan, manifest::LOCAL, &scope, &admin, &generated).unwrap();
         let spec = desired.process.as_ref().unwrap();
         assert!(spec.command[0].starts_with("/b/"), "{}", offering.name);
         // The same input gives the same hash, another parameter another one.
-        let again = manifest::render(offering, plan, &scope, &admin, &generated).unwrap();
+        let again = manifest::render(offering, plan, manifest::LOCAL, &scope, &admin, &generated).unwrap();
         assert_eq!(desired, again);
         let text = serde_json::to_string(spec).unwrap();
         assert!(!text.contains("${"), "{}: {text}", offering.name);

@@ -33,7 +33,9 @@ mod words;
 use crate::domain::catalog::{Offering, Plan, ProcessTemplate};
 use crate::domain::manifest::Desired;
 use crate::domain::names;
-use crate::ports::{InstanceRef, Observation, PortError, PortErrorKind, PortResult, Provisioner, Removal};
+use crate::ports::{
+    InstanceRef, Observation, PortError, PortErrorKind, PortResult, Provisioner, Removal, Volumes,
+};
 use async_trait::async_trait;
 use host::Host;
 use lock::FileLock;
@@ -315,7 +317,7 @@ impl Provisioner for LocalProvisioner {
             .unwrap_or_else(|| Observation::Progressing(format!("{} is being worked on", instance.offering))))
     }
 
-    async fn remove(&self, instance: &InstanceRef) -> PortResult<Removal> {
+    async fn remove(&self, instance: &InstanceRef, _volumes: Volumes) -> PortResult<Removal> {
         let removal = self.locked(&instance.iid, 40, Host::remove).await?;
         Ok(removal.unwrap_or_else(|| Removal::StillGoing("waiting for an earlier step to end".into())))
     }

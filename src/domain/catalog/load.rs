@@ -197,7 +197,7 @@ fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Prob
     let binding = folder.optional("binding.yaml", |file, text| {
         binding(file, text, mechanisms, problems)
     });
-    let objects = objects(&folder, problems);
+    let objects = super::objects::read(&folder, problems);
     let templates = SchemaTemplates::read(&folder, problems);
     let mut raw_plans: Vec<(&str, Option<raw::Plan>)> = folder
         .plans
@@ -249,6 +249,7 @@ fn read<'a>(folder: Folder<'a>, mechanisms: &dyn Mechanisms, problems: &mut Prob
         plans,
         process,
         objects,
+        resources: raw.resources,
         binding,
     };
     Some(Loaded {
@@ -328,26 +329,6 @@ fn binding(
         endpoints: endpoints?,
         requires_app: raw.requires_app,
     })
-}
-
-fn objects(folder: &Folder<'_>, problems: &mut Problems) -> Vec<Template> {
-    let mut objects = Vec::new();
-    for (name, text) in folder
-        .files
-        .iter()
-        .filter(|(name, _)| name.starts_with("objects/"))
-    {
-        let file = folder.file(name);
-        match raw::parse_all(text) {
-            Ok(documents) => {
-                for document in documents {
-                    objects.extend(compiled(&file, "", document, problems));
-                }
-            }
-            Err(message) => problems.add(&file, "", message),
-        }
-    }
-    objects
 }
 
 /// The service's metadata, with `icon.svg` as its image.
@@ -463,6 +444,7 @@ fn plan(
         runs_on: raw.runs_on.unwrap_or_else(|| offering.runs_on.clone()),
         updates_to,
         binding_lifetime: raw.binding_lifetime.or(offering.binding_lifetime).map(Into::into),
+        retain_days: raw.retain_days.unwrap_or(offering.retain_days),
         schemas,
         name: raw.name,
     })

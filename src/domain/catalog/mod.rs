@@ -7,6 +7,7 @@
 mod check;
 mod load;
 mod mechanism;
+mod objects;
 mod raw;
 mod render;
 mod sample;
@@ -14,6 +15,7 @@ mod schema;
 mod served;
 
 pub use mechanism::{KnownMechanisms, Mechanisms, admin_members, user_members};
+pub use objects::{KINDS, plural};
 
 use super::expr::Template;
 use serde_json::{Map, Value};
@@ -71,7 +73,9 @@ pub struct Offering {
     /// The service as a local process, when `process.yaml` exists.
     pub process: Option<ProcessTemplate>,
     /// The service as Kubernetes objects, in file order, when `objects/` exists.
-    pub objects: Vec<Template>,
+    pub objects: Vec<ObjectTemplate>,
+    /// The kinds its objects have beside the usual ones ([`KINDS`]): custom resources.
+    pub resources: Vec<CustomResource>,
     /// How bindings are made, when `binding.yaml` exists.
     pub binding: Option<BindingTemplate>,
 }
@@ -113,6 +117,8 @@ pub struct Plan {
     pub updates_to: Vec<String>,
     /// How long a binding lives; `None` = until it is unbound.
     pub binding_lifetime: Option<BindingLifetime>,
+    /// Days that the volumes of a deleted instance are kept, where the provisioner can; 0 = they go at once.
+    pub retain_days: u32,
     /// Parameter schemas.
     pub schemas: Schemas,
 }
@@ -160,6 +166,39 @@ pub struct ProcessTemplate {
     pub ports: Vec<String>,
     /// The rest (`files`, `init`, `command`, `env`, `stop`, `change`, `ready`), to be filled into a `manifest::ProcessSpec`.
     pub spec: Template,
+}
+
+/// A document of `objects/*.yaml`. Filled by `manifest::render`.
+#[derive(Debug, Clone)]
+pub struct ObjectTemplate {
+    /// Where it stands, such as `objects/server.yaml[0]`.
+    pub file: String,
+    /// Group and version, written without an expression.
+    pub api_version: String,
+    /// Kind, written without an expression.
+    pub kind: String,
+    /// Applied in rising order; 10 when not given.
+    pub phase: u16,
+    /// Whether the instance has this object; `None` = always.
+    pub when: Option<Template>,
+    /// See `manifest::ObjectSpec::ready`.
+    pub ready: Option<Template>,
+    /// See `manifest::ObjectSpec::failed`.
+    pub failed: Option<Template>,
+    /// The object itself.
+    pub object: Template,
+}
+
+/// A kind of object an operator's custom resource definition brings, as `resources` in `offering.yaml` names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CustomResource {
+    /// Group and version, such as `postgresql.cnpg.io/v1`.
+    pub api_version: String,
+    /// Kind, such as `Cluster`.
+    pub kind: String,
+    /// What its addresses say, such as `clusters`.
+    pub plural: String,
 }
 
 /// `binding.yaml`: which mechanism makes users, and what the platform gets.

@@ -36,6 +36,11 @@ pub(super) struct Offering {
     pub maintenance_info: Option<Maintenance>,
     pub binding_lifetime: Option<Lifetime>,
     #[serde(default)]
+    pub retain_days: u32,
+    /// Custom resources its objects use.
+    #[serde(default)]
+    pub resources: Vec<super::CustomResource>,
+    #[serde(default)]
     pub runs_on: Vec<String>,
     #[serde(default)]
     pub examples: Vec<Example>,
@@ -55,6 +60,7 @@ pub(super) struct Plan {
     pub maximum_polling_duration: Option<u32>,
     pub maintenance_info: Option<Maintenance>,
     pub binding_lifetime: Option<Lifetime>,
+    pub retain_days: Option<u32>,
     #[serde(default)]
     pub metadata: Map<String, Value>,
     #[serde(default)]

@@ -3,10 +3,10 @@
 
 use super::load::{Loaded, Problems};
 use super::raw::Call;
-use super::{BindingTemplate, Mechanisms, Plan, mechanism, sample};
+use super::{BindingTemplate, Mechanisms, Plan, mechanism, objects, sample};
 use crate::domain::expr::ExprError;
 use crate::domain::instance::Endpoint;
-use crate::domain::manifest::{self, BindingFacts, Desired, ProcessSpec};
+use crate::domain::manifest::{self, BindingFacts, Desired, KUBERNETES, LOCAL, ProcessSpec};
 use crate::domain::secret::Secret;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -46,7 +46,10 @@ pub(super) fn plans(one: &Loaded<'_>, mechanisms: &dyn Mechanisms, problems: &mu
                 merged
             });
         for params in creates.iter().cloned().chain(updates) {
-            if !instance(one, plan, &params, mechanisms, problems) {
+            let rendered = provisioners(one, plan)
+                .into_iter()
+                .all(|provisioner| instance(one, plan, provisioner, &params, mechanisms, problems));
+            if !rendered {
                 break;
             }
         }
@@ -70,7 +73,49 @@ struct Samples<'a> {
     mechanism: &'a str,
     admin: Secret,
     generated: Secret,
-    placement: Map<String, Value>,
+}
+
+/// What a provisioner would choose: see `Provisioner::place`.
+fn placement(one: &Loaded<'_>, provisioner: &str) -> Map<String, Value> {
+    let placement = if provisioner == KUBERNETES {
+        // Every custom resource is there: then every document is rendered.
+        let kinds: Vec<String> = one
+            .offering
+            .objects
+            .iter()
+            .map(|object| format!("{}/{}", object.api_version, object.kind))
+            .collect();
+        json!({"name": one.offering.name, "namespace": "osb-sampleinstancesampleinstan", "cluster": {"domain": "cluster.local", "kinds": kinds}})
+    } else {
+        let ports: Map<String, Value> = ports(one).into_iter().map(|e| (e.name, json!(e.port))).collect();
+        let binaries = one.offering.process.iter().flat_map(|p| p.binaries.keys());
+        let binaries: Map<String, Value> = binaries
+            .map(|name| (name.clone(), json!(format!("/usr/bin/{name}"))))
+            .collect();
+        json!({"ports": ports, "bin": binaries, "dirs": {"root": ROOT, "init": INIT}, "host": "127.0.0.1"})
+    };
+    placement.as_object().cloned().unwrap_or_default()
+}
+
+/// The provisioners this plan is described for.
+fn provisioners(one: &Loaded<'_>, plan: &Plan) -> Vec<&'static str> {
+    let runs_on = |word: &str| plan.runs_on.iter().any(|w| w == word);
+    let mut provisioners = Vec::new();
+    if runs_on(LOCAL) && one.offering.process.is_some() {
+        provisioners.push(LOCAL);
+    }
+    if runs_on(KUBERNETES) && !one.offering.objects.is_empty() {
+        provisioners.push(KUBERNETES);
+    }
+    if provisioners.is_empty() {
+        // An offering that runs elsewhere, or is only described so far: its settings are checked all the same.
+        provisioners.push(if one.offering.process.is_some() {
+            LOCAL
+        } else {
+            KUBERNETES
+        });
+    }
+    provisioners
 }
 
 fn samples<'a>(one: &'a Loaded<'_>, mechanisms: &dyn Mechanisms) -> Samples<'a> {
@@ -78,18 +123,10 @@ fn samples<'a>(one: &'a Loaded<'_>, mechanisms: &dyn Mechanisms) -> Samples<'a> 
     let generated = one.offering.generated.iter();
     let generated =
         generated.map(|(name, length)| (name.clone(), format!("Generated{name}{}", "0".repeat(*length))));
-    let ports: Map<String, Value> = ports(one).into_iter().map(|e| (e.name, json!(e.port))).collect();
-    let binaries = one.offering.process.iter().flat_map(|p| p.binaries.keys());
-    let binaries: Map<String, Value> = binaries
-        .map(|name| (name.clone(), json!(format!("/usr/bin/{name}"))))
-        .collect();
-    let placement =
-        json!({"ports": ports, "bin": binaries, "dirs": {"root": ROOT, "init": INIT}, "host": "127.0.0.1"});
     Samples {
         mechanism,
         admin: Secret::new(mechanisms.sample_admin(mechanism)),
         generated: Secret::from_pairs(generated),
-        placement: placement.as_object().cloned().unwrap_or_default(),
     }
 }
 
@@ -110,14 +147,17 @@ fn ports(one: &Loaded<'_>) -> Vec<Endpoint> {
 fn instance(
     one: &Loaded<'_>,
     plan: &Plan,
+    provisioner: &str,
     params: &Map<String, Value>,
     mechanisms: &dyn Mechanisms,
     problems: &mut Problems,
 ) -> bool {
     let samples = samples(one, mechanisms);
-    let scope = manifest::instance_scope(IID, "sample", &one.offering, plan, params, &samples.placement);
+    let placement = placement(one, provisioner);
+    let scope = manifest::instance_scope(IID, "sample", &one.offering, plan, params, &placement);
     let with = format!("plan {} with {}", plan.name, Value::Object(params.clone()));
-    match manifest::render(&one.offering, plan, &scope, &samples.admin, &samples.generated) {
+    let (admin, generated) = (&samples.admin, &samples.generated);
+    match manifest::render(&one.offering, plan, provisioner, &scope, admin, generated) {
         Ok(desired) => desired_is_right(one, &desired, &samples, problems),
         Err(error) => {
             tell(one, &with, &error, problems);
@@ -152,7 +192,11 @@ fn bindings(
     problems: &mut Problems,
 ) {
     let samples = samples(one, mechanisms);
-    let scope = manifest::instance_scope(IID, "sample", &one.offering, plan, params, &samples.placement);
+    let place = provisioners(one, plan)
+        .first()
+        .map(|p| placement(one, p))
+        .unwrap_or_default();
+    let scope = manifest::instance_scope(IID, "sample", &one.offering, plan, params, &place);
     // Failures were told when the instance was rendered.
     let Ok(settings) = manifest::settings(binding, plan, &scope) else {
         return;
@@ -195,8 +239,8 @@ fn bindings(
 fn tell(one: &Loaded<'_>, with: &str, error: &ExprError, problems: &mut Problems) {
     let (file, path) = if let Some(path) = error.path.strip_prefix("process") {
         ("process.yaml", path.trim_start_matches('.'))
-    } else if error.path.starts_with("objects[") {
-        ("objects/", error.path.as_str())
+    } else if error.path.starts_with("objects/") {
+        error.path.split_once('[').unwrap_or((&error.path, ""))
     } else {
         ("binding.yaml", error.path.as_str())
     };
@@ -218,8 +262,18 @@ fn desired_is_right(one: &Loaded<'_>, desired: &Desired, samples: &Samples<'_>, 
     if let Some(spec) = &desired.process {
         process_is_right(&one.folder.file("process.yaml"), spec, samples, problems);
     }
+    let secrets = secrets(samples);
+    let mut seen = BTreeSet::new();
     for object in &desired.objects {
-        images_are_pinned(&one.folder.file("objects/"), object, problems);
+        let file = one.folder.file("objects/");
+        objects::is_right(
+            &file,
+            &one.offering.resources,
+            &object.object,
+            &secrets,
+            &mut seen,
+            problems,
+        );
     }
 }
 
@@ -278,6 +332,18 @@ fn process_is_right(file: &str, spec: &ProcessSpec, samples: &Samples<'_>, probl
     }
 }
 
+/// The values that nobody but the service may read.
+fn secrets(samples: &Samples<'_>) -> Vec<String> {
+    let secret = |(name, value): (&String, &Value)| {
+        (!mechanism::is_public(samples.mechanism, name)).then(|| value.as_str().map(str::to_owned))?
+    };
+    let admin = samples.admin.expose().iter().filter_map(secret);
+    let generated = samples.generated.expose().values();
+    admin
+        .chain(generated.filter_map(|v| v.as_str().map(str::to_owned)))
+        .collect()
+}
+
 fn is_plain(path: &str) -> bool {
     !path.is_empty()
         && path.split('/').all(|segment| !["", ".", ".."].contains(&segment))
@@ -294,16 +360,7 @@ fn command_is_right(
     if !command.first().is_some_and(|program| program.starts_with('/')) {
         problems.add(file, path, "must start with a full path, such as `${bin.server}`");
     }
-    let secret = |(name, value): (&String, &Value)| {
-        (!mechanism::is_public(samples.mechanism, name)).then(|| value.as_str().map(str::to_owned))?
-    };
-    let admin = samples.admin.expose().iter().filter_map(secret);
-    let generated = samples
-        .generated
-        .expose()
-        .values()
-        .filter_map(|v| v.as_str().map(str::to_owned));
-    for secret in admin.chain(generated) {
+    for secret in secrets(samples) {
         if command.iter().any(|argument| argument.contains(&secret)) {
             problems.add(
                 file,
@@ -311,32 +368,5 @@ fn command_is_right(
                 "holds a secret; every user of the machine can read arguments: put it into a file",
             );
         }
-    }
-}
-
-/// Every `image` of an object must say by digest which one: a tag can be moved to another.
-fn images_are_pinned(file: &str, value: &Value, problems: &mut Problems) {
-    match value {
-        Value::Array(items) => items
-            .iter()
-            .for_each(|item| images_are_pinned(file, item, problems)),
-        Value::Object(members) => {
-            for (key, member) in members {
-                if key == "image"
-                    && let Some(image) = member.as_str()
-                    && !image
-                        .split_once("@sha256:")
-                        .is_some_and(|(_, hex)| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
-                {
-                    problems.add(
-                        file,
-                        "image",
-                        format!("`{image}` is not pinned by digest (name@sha256:…)"),
-                    );
-                }
-                images_are_pinned(file, member, problems);
-            }
-        }
-        _ => {}
     }
 }

@@ -248,9 +248,17 @@ fn every_check_has_an_example_that_fails_it() {
         ("catalog/store/icon.svg", "", "<svg><script/></svg>".into(), "holds a script"),
         ("catalog/store/icon.svg", "", format!("<svg>{}</svg>", long(17_000)), "more than 16384"),
         // Objects.
-        ("catalog/store/objects/a.yaml", "", "spec: {image: store:1.0}".into(), "not pinned by digest"),
-        ("catalog/store/objects/a.yaml", "", "spec: {image: '${plan.nope}'}".into(), "there is no `nope`"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: a}, spec: {image: 'store:1.0'}}".into(), "not pinned by digest"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: a}, spec: {image: '${plan.nope}'}}".into(), "there is no `nope`"),
         ("catalog/store/objects/a.yaml", "", "spec: [".into(), "objects/a.yaml"),
+        ("catalog/store/objects/a.yaml", "", "kind: Secret".into(), "apiVersion: must be given"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: A_b}}".into(), "is not a name"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: a, namespace: b}}".into(), "must be left out"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: a}, stringData: {}}".into(), "stringData"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Namespace, metadata: {name: a}}".into(), "not a kind the broker may make"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: a}, phase: x}".into(), "must be a number"),
+        ("catalog/store/objects/a.yaml", "", "{apiVersion: v1, kind: Secret, metadata: {name: a}, when: '${1}'}".into(), "must be true or false"),
+        ("catalog/store/objects/a.yaml", "", "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: a}".into(), "there are two objects"),
     ];
     for (file, from, to, expected) in table {
         let found = problems(&changed(file, from, &to));
@@ -313,8 +321,9 @@ fn all_problems_come_at_once_in_file_order() {
 #[test]
 fn pinned_images_and_several_documents_are_fine() {
     let digest = "a".repeat(64);
-    let text =
-        format!("kind: A\nimage: store@sha256:{digest}\n---\nkind: B\nname: '${{dns_name(instance.iid)}}'\n");
+    let text = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: a}}\nimage: store@sha256:{digest}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: '${{dns_name(instance.iid)}}'}}\n"
+    );
     let sources = changed("catalog/store/objects/a.yaml", "", &text);
     assert_eq!(problems(&sources), "");
     let catalog = Catalog::load(&sources, &KnownMechanisms).unwrap();

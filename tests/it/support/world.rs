@@ -8,7 +8,7 @@ use chandler::domain::manifest::Desired;
 use chandler::domain::secret::Secret;
 use chandler::ports::{
     CredentialMechanism, Grant, InstanceRef, NewUser, Observation, PortError, PortErrorKind, PortResult,
-    Provisioner, Removal, RevokedHandle, Target,
+    Provisioner, Removal, RevokedHandle, Target, Volumes,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -223,7 +223,7 @@ impl Provisioner for FakeProvisioner {
         Ok(seen)
     }
 
-    async fn remove(&self, instance: &InstanceRef) -> PortResult<Removal> {
+    async fn remove(&self, instance: &InstanceRef, _: Volumes) -> PortResult<Removal> {
         self.0.strike("remove", When::Before).await?;
         self.0.instances.lock().unwrap().remove(&instance.iid);
         self.0.strike("remove", When::After).await?;

@@ -120,7 +120,10 @@ async fn what_will_not_stop_is_killed_with_its_children_after_the_grace() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(ground.family(&i).len() >= 2);
     let start = procfs::uptime_ms();
-    assert!(matches!(broker.remove(&i).await.unwrap(), Removal::StillGoing(_)));
+    assert!(matches!(
+        broker.remove(&i, Volumes::Delete).await.unwrap(),
+        Removal::StillGoing(_)
+    ));
     assert!(
         procfs::uptime_ms() - start < 900,
         "the caller is not held for the grace"
@@ -194,7 +197,7 @@ async fn a_dropped_apply_still_finishes_before_a_remove() {
     assert!(cut.is_err());
     // Init is still at work, without its caller: the lock is held and everything waits for it.
     assert!(matches!(
-        broker.remove(&i).await.unwrap(),
+        broker.remove(&i, Volumes::Delete).await.unwrap(),
         Removal::Gone | Removal::StillGoing(_)
     ));
     until_gone(&broker, &i).await;
@@ -268,7 +271,10 @@ async fn names_and_paths_cannot_reach_outside() {
             broker.place(&i, &redis_offering()).await.unwrap_err().kind,
             PortErrorKind::Invalid
         );
-        assert_eq!(broker.remove(&i).await.unwrap_err().kind, PortErrorKind::Invalid);
+        assert_eq!(
+            broker.remove(&i, Volumes::Delete).await.unwrap_err().kind,
+            PortErrorKind::Invalid
+        );
     }
     let i = instance(1, "redis");
     let placement = broker.place(&i, &redis_offering()).await.unwrap();

@@ -106,6 +106,7 @@ fn instance(n: usize, offering: &str) -> InstanceRef {
         iid: names::iid("test", &n.to_string()),
         offering: offering.into(),
         plan: "small".into(),
+        ..InstanceRef::default()
     }
 }
 
@@ -397,7 +398,7 @@ async fn redis_lives_dies_returns_changes_and_goes() {
     until_gone(&broker, &i).await;
     assert!(ground.family(&i).is_empty());
     assert_eq!(ground.left(), Vec::<String>::new());
-    assert_eq!(broker.remove(&i).await.unwrap(), Removal::Gone);
+    assert_eq!(broker.remove(&i, Volumes::Delete).await.unwrap(), Removal::Gone);
     assert_eq!(ground.left(), Vec::<String>::new());
     assert_eq!(
         broker.apply(&i, &first).await.unwrap_err().kind,
@@ -597,7 +598,7 @@ async fn postgres_through_initdb() {
     assert_eq!(sql(client, "select a from t"), "42");
 
     // Removed by a broker that restarts half-way.
-    let _ = broker.remove(&i).await.unwrap();
+    let _ = broker.remove(&i, Volumes::Delete).await.unwrap();
     until_gone(&ground.broker(), &i).await;
     assert!(ground.family(&i).is_empty());
     assert_eq!(ground.left(), Vec::<String>::new());
