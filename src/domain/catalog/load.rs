@@ -31,7 +31,7 @@ impl Problems {
         });
     }
 
-    fn add_all(&mut self, file: &str, prefix: &str, errors: Vec<ExprError>) {
+    pub fn add_all(&mut self, file: &str, prefix: &str, errors: Vec<ExprError>) {
         for error in errors {
             self.add(file, &join(prefix, &error.path), error.message);
         }
@@ -52,7 +52,7 @@ pub(super) struct Folder<'a> {
     /// Name of the folder.
     pub service: &'a str,
     /// File name within `catalog/<service>/` → text.
-    files: BTreeMap<&'a str, &'a str>,
+    pub files: BTreeMap<&'a str, &'a str>,
     /// File name within `plans/<service>/` → text.
     plans: BTreeMap<&'a str, &'a str>,
 }

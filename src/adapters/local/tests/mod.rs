@@ -133,6 +133,7 @@ fn offering(name: &str, user: &str, binaries: &[(&str, &str)], ports: &[&str]) -
             spec: Template::compile(json!({})).unwrap(),
         }),
         objects: Vec::new(),
+        resources: Vec::new(),
         binding: None,
     }
 }
@@ -159,6 +160,7 @@ fn plan(runs_on: &[&str]) -> Plan {
         runs_on: runs_on.iter().map(|s| (*s).into()).collect(),
         updates_to: Vec::new(),
         binding_lifetime: None,
+        retain_days: 0,
         schemas: Schemas {
             create: schema(),
             update: schema(),
@@ -256,7 +258,7 @@ async fn until_settled(broker: &LocalProvisioner, i: &InstanceRef, desired: &Des
 
 async fn until_gone(broker: &LocalProvisioner, i: &InstanceRef) {
     for _ in 0..400 {
-        if broker.remove(i).await.unwrap() == Removal::Gone {
+        if broker.remove(i, Volumes::Delete).await.unwrap() == Removal::Gone {
             return;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
