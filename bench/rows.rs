@@ -113,6 +113,7 @@ pub fn rows(wanted: &Wanted, n: u64) -> (Instance, NewOperation) {
         endpoints: Vec::new(),
         created_at: now,
         updated_at: now,
+        retained_until: None,
     };
     (instance, operation)
 }

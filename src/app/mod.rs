@@ -13,8 +13,8 @@ pub use server::serve;
 use crate::adapters::credentials::{nats::Nats, redis::Redis, sql::Sql};
 use crate::adapters::local::{LocalProvisioner, LocalSettings};
 use crate::adapters::sealed::{Keys, SealedStore};
-use crate::config::{Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
-use crate::engine::{Engine, Ports, Settings};
+use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
+use crate::engine::{Drift, Engine, Ports, Settings};
 use crate::ports::{Clock, CredentialMechanism};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
@@ -174,6 +174,12 @@ fn engine_settings(config: &Config, role: Role) -> Settings {
         refuse_deprovision_with_bindings: osb.deprovision_with_bindings == DeprovisionWithBindings::Refuse,
         dashboard_url: osb.dashboard_url_template.clone(),
         retention: Duration::from_secs(u64::from(osb.retention_days) * 24 * 3600),
+        drift: match (config.provisioner.kind, config.provisioner.kubernetes.drift) {
+            (ProvisionerKind::Local, _) | (_, config::Drift::Off) => Drift::Off,
+            (_, config::Drift::Repair) => Drift::Repair,
+            (_, config::Drift::Report) => Drift::Report,
+        },
+        drift_every: Duration::from_secs(60 * config.provisioner.kubernetes.drift_minutes),
         ..Settings::default()
     }
 }

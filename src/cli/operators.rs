@@ -60,6 +60,20 @@ pub(super) enum InstancesCommand {
         #[arg(long)]
         all: bool,
     },
+    /// Bring a deleted instance back whose volumes are kept. Its old bindings stay revoked.
+    Undelete {
+        #[command(flatten)]
+        place: Where,
+        /// The broker's name for it, as `instances list --all` shows it.
+        instance: String,
+    },
+    /// Let the kept volumes of a deleted instance go now instead of at their time.
+    Purge {
+        #[command(flatten)]
+        place: Where,
+        /// The broker's name for it, as `instances list --all` shows it.
+        instance: String,
+    },
     /// What exists here and no row of the database knows: left of a lost or restored database.
     Unknown {
         #[command(flatten)]
@@ -190,6 +204,18 @@ pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
     let (place, all) = match command {
         InstancesCommand::List { place, all } => (place, all),
         InstancesCommand::Unknown { place, remove } => return unknown(&place.config()?, remove).await,
+        InstancesCommand::Undelete { place, instance } => {
+            let engine = app::assemble(&place.config()?, Role::Http).await?.engine;
+            let operation = engine.undelete(&instance).await?;
+            println!("Coming back. `chandler operations show {operation}` tells how far it is.");
+            return Ok(());
+        }
+        InstancesCommand::Purge { place, instance } => {
+            let engine = app::assemble(&place.config()?, Role::Http).await?.engine;
+            engine.let_go(&instance).await?;
+            println!("The broker removes it with its next sweep.");
+            return Ok(());
+        }
     };
     let config = place.config()?;
     let store = app::open_store(&config).await?;
@@ -224,10 +250,13 @@ pub(super) async fn instances(command: InstancesCommand) -> anyhow::Result<()> {
             } else {
                 " (unusable)"
             };
+            let kept = i
+                .retained_until
+                .map_or_else(String::new, |until| format!(" (kept until {})", at(until)));
             println!(
                 "{:<26}  {:<18}  {:<22}  {:<12}  {:<8}  {}",
                 i.iid,
-                format!("{}{usable}", i.state),
+                format!("{}{usable}{kept}", i.state),
                 service,
                 i.platform,
                 bindings,

@@ -114,6 +114,11 @@ pub fn provision(
 ) -> Result<ProvisionDecision, Error> {
     let asked = &request.attributes;
     let (offering, plan) = pick(catalog, &asked.service_id, &asked.plan_id)?;
+    if found.is_some_and(|now| now.instance.retained_until.is_some()) {
+        return Err(Error::conflict(
+            "A service instance with this id was deleted and its volumes are still kept. Use another id, or ask the operator to bring it back (chandler instances undelete) or to let it go (chandler instances purge).",
+        ));
+    }
     let alive = found.filter(|now| now.instance.state != InstanceState::Gone);
     if let Some(now) = alive {
         // 7: identical or different comes before every other rule.

@@ -109,6 +109,8 @@ pub struct Instance {
     pub created_at: Millis,
     /// When the row last changed.
     pub updated_at: Millis,
+    /// Of a deleted instance: until when its volumes are kept, so that it can be brought back.
+    pub retained_until: Option<Millis>,
 }
 
 /// An address an instance answers on.

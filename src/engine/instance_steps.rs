@@ -224,6 +224,12 @@ async fn secrets(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
 async fn prepare(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
     if let Some((mechanism, target)) = target(engine, here.instance).await? {
         mechanism.prepare(&target).await?;
+        if here.instance.state == InstanceState::Provisioning && has_data(here.instance) {
+            // Brought back: what is in the volumes still knows the users of bindings that ended with the instance.
+            for handle in mechanism.list(&target).await? {
+                mechanism.revoke(&target, &handle).await?;
+            }
+        }
     }
     let desired = here.desired(engine).await?;
     let provisioner = &engine.ports.provisioner;
@@ -234,9 +240,12 @@ async fn prepare(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
         .iter()
         .filter(|object| object.holds_data() || wanted.contains(object))
         .collect();
-    let facts = (left.len() < before.len()).then(|| {
+    let worth_keeping = provisioner.keeps_volumes();
+    let changed = left.len() < before.len() || worth_keeping != has_data(here.instance);
+    let facts = changed.then(|| {
         let mut facts = here.instance.facts.clone();
         facts.insert("inventory".into(), json!(left));
+        facts.insert("has_data".into(), Value::Bool(worth_keeping));
         facts
     });
     Ok(Step::Done(Progress {
@@ -281,36 +290,59 @@ fn soon(claimed: &Claimed) -> Duration {
 async fn remove(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     let instance = &claimed.instance;
     let reference = reference(instance, &claimed.operation.offering, "");
-    match engine
-        .ports
-        .provisioner
-        .remove(&reference, Volumes::Delete)
-        .await?
-    {
+    let volumes = volumes(engine, instance);
+    match engine.ports.provisioner.remove(&reference, volumes).await? {
         Removal::Gone => Ok(Step::Done(Progress::default())),
         Removal::StillGoing(message) => Ok(Step::Again(soon(claimed), message)),
     }
 }
 
+/// Data is worth keeping once an instance has been ready, when its plan says so and the provisioner can.
+fn volumes(engine: &Engine, instance: &Instance) -> Volumes {
+    if has_data(instance) && retain_days(engine, instance) > 0 && engine.ports.provisioner.keeps_volumes() {
+        Volumes::Keep
+    } else {
+        Volumes::Delete
+    }
+}
+
+fn has_data(instance: &Instance) -> bool {
+    instance.facts.get("has_data") == Some(&Value::Bool(true))
+}
+
+fn retain_days(engine: &Engine, instance: &Instance) -> u32 {
+    let attributes = &instance.attributes;
+    let served = engine.served();
+    let plan = served.catalog.plan(&attributes.service_id, &attributes.plan_id);
+    plan.map_or(0, |(_, plan)| plan.retain_days)
+}
+
 /// Looks once more that nothing came late from a worker that lost its lease, then forgets the secrets.
+///
+/// With the volumes, the secrets that open them are kept too.
 async fn forget(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     let instance = &claimed.instance;
     let reference = reference(instance, &claimed.operation.offering, "");
-    if let Removal::StillGoing(message) = engine
-        .ports
-        .provisioner
-        .remove(&reference, Volumes::Delete)
-        .await?
-    {
+    let volumes = volumes(engine, instance);
+    if let Removal::StillGoing(message) = engine.ports.provisioner.remove(&reference, volumes).await? {
         return Ok(Step::Again(soon(claimed), message));
     }
+    let keep = match volumes {
+        Volumes::Delete => Vec::new(),
+        Volumes::Keep => vec![
+            secret_name::admin(&instance.iid),
+            secret_name::generated(&instance.iid),
+        ],
+    };
     for name in engine
         .ports
         .secrets
         .list(&secret_name::all(&instance.iid))
         .await?
     {
-        engine.ports.secrets.destroy(&name).await?;
+        if !keep.contains(&name) {
+            engine.ports.secrets.destroy(&name).await?;
+        }
     }
     Ok(Step::Done(Progress::default()))
 }
@@ -407,10 +439,24 @@ pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
     instance.updated_at = engine.now();
     let finish = match (operation.kind, &operation.failing, &operation.target) {
         (OperationKind::Deprovision, ..) => {
+            let mut finish = match volumes(engine, &instance) {
+                Volumes::Delete => {
+                    instance.facts.clear();
+                    succeeded(claimed, "Deleted.")
+                }
+                Volumes::Keep => {
+                    let days = retain_days(engine, &instance);
+                    instance.retained_until = Some(instance.updated_at + Millis::from(days) * 24 * 3_600_000);
+                    succeeded(
+                        claimed,
+                        &format!(
+                            "Deleted. Its volumes are kept for {days} days; an operator can bring it back until then."
+                        ),
+                    )
+                }
+            };
             instance.state = InstanceState::Gone;
             instance.endpoints.clear();
-            instance.facts.clear();
-            let mut finish = succeeded(claimed, "Deleted.");
             finish.bindings_gone = true;
             finish
         }

@@ -268,10 +268,10 @@ impl Engine {
         let served = self.served();
         let attributes = &instance.attributes;
         let mut labels = Map::new();
-        labels.insert("chandler.dev/instance".into(), json!(instance.iid));
+        labels.insert("chandler.osb/instance".into(), json!(instance.iid));
         if let Some((offering, plan)) = served.catalog.plan(&attributes.service_id, &attributes.plan_id) {
-            labels.insert("chandler.dev/offering".into(), Value::from(offering.name.clone()));
-            labels.insert("chandler.dev/plan".into(), Value::from(plan.name.clone()));
+            labels.insert("chandler.osb/offering".into(), Value::from(offering.name.clone()));
+            labels.insert("chandler.osb/plan".into(), Value::from(plan.name.clone()));
         }
         InstanceView {
             service_id: attributes.service_id.clone(),
@@ -315,5 +315,6 @@ fn new_instance(
         endpoints: Vec::new(),
         created_at: now,
         updated_at: now,
+        retained_until: None,
     }
 }

@@ -10,6 +10,7 @@ mod bindings;
 mod instance_steps;
 mod instances;
 mod queries;
+mod retained;
 mod runner;
 mod sweep;
 
@@ -62,6 +63,17 @@ pub struct Ports {
     pub new_id: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
+/// What happens with objects that somebody else changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drift {
+    /// They are put back.
+    Repair,
+    /// They are told in the log and in a metric.
+    Report,
+    /// Nobody looks.
+    Off,
+}
+
 /// How the engine behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -81,6 +93,10 @@ pub struct Settings {
     pub dashboard_url: Option<String>,
     /// How long tombstones answer (Z-01, L-06).
     pub retention: Duration,
+    /// What happens with objects that somebody else changed.
+    pub drift: Drift,
+    /// How often they are looked for.
+    pub drift_every: Duration,
     /// How long a request without `accepts_incomplete` waits for its binding.
     pub sync_wait: Duration,
     /// How long a request with `accepts_incomplete` waits before it is answered 202.
@@ -98,6 +114,8 @@ impl Default for Settings {
             refuse_deprovision_with_bindings: false,
             dashboard_url: None,
             retention: Duration::from_hours(7 * 24),
+            drift: Drift::Off,
+            drift_every: Duration::from_hours(1),
             sync_wait: Duration::from_secs(30),
             async_grace: Duration::from_secs(1),
         }

@@ -3,13 +3,13 @@
 //! Every round looks at rows and at the world and opens ordinary operations or repeats ordinary calls;
 //! it keeps no state, so two replicas sweeping at once only do the same thing twice.
 
-use super::instance_steps::{Here, target};
-use super::{Engine, millis};
+use super::instance_steps::{Here, reference, target};
+use super::{Drift, Engine, millis};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::error::Error;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
-use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes};
+use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes, secret_name};
 use crate::store::Fail;
 use crate::telemetry;
 use std::collections::BTreeMap;
@@ -44,6 +44,10 @@ pub struct SweepReport {
     pub orphans: usize,
     /// Things outside that no row knows: told, not touched.
     pub unknown: usize,
+    /// Deleted instances whose volumes were kept long enough.
+    pub let_go: usize,
+    /// Objects that were not as the broker made them.
+    pub drifted: usize,
     /// Tombstones forgotten.
     pub purged: usize,
 }
@@ -69,14 +73,21 @@ impl Sweeper {
     /// Sweeps until stopped: bindings every `often`, the world outside every `seldom`.
     pub async fn run(self, stop: CancellationToken, often: Duration, seldom: Duration) {
         let mut last_world: Option<tokio::time::Instant> = None;
+        let mut last_drift = tokio::time::Instant::now();
         while !stop.is_cancelled() {
             report(self.bindings().await, "bindings");
             report(self.revive().await, "revive");
             if last_world.is_none_or(|at| at.elapsed() >= seldom) {
                 report(self.strays().await, "strays");
                 report(self.orphans().await, "orphans");
+                report(self.retained().await, "retained");
                 report(self.purge().await, "purge");
                 last_world = Some(tokio::time::Instant::now());
+            }
+            let settings = &self.engine.settings;
+            if settings.drift != Drift::Off && last_drift.elapsed() >= settings.drift_every {
+                report(self.drift().await, "drift");
+                last_drift = tokio::time::Instant::now();
             }
             tokio::select! {
                 () = tokio::time::sleep(often) => {}
@@ -91,8 +102,10 @@ impl Sweeper {
         let revived = self.revive().await?.revived;
         let strays = self.strays().await?.strays;
         let world = self.orphans().await?;
+        let let_go = self.retained().await?.let_go;
         let purged = self.purge().await?.purged;
         Ok(SweepReport {
+            let_go,
             strays,
             revived,
             orphans: world.orphans,
@@ -199,11 +212,7 @@ impl Sweeper {
         let provisioner = &engine.ports.provisioner;
         match provisioner.observe(&here.reference, &desired).await? {
             Observation::Absent(why) | Observation::Failed(why) => {
-                let now = engine.store.instance(&instance.iid).await;
-                // A request may have come in since the page was read: then its operation looks after the instance.
-                if !now.is_ok_and(|now| {
-                    now.is_some_and(|n| n.open.is_none() && n.instance.state == InstanceState::Ready)
-                }) {
+                if !self.untouched(&instance.iid).await {
                     return Ok(false);
                 }
                 warn!(iid = %instance.iid, why, "an instance had stopped; starting it again");
@@ -329,9 +338,92 @@ impl Sweeper {
     async fn knowledge(&self, iid: &str) -> Result<Knowledge, Fail> {
         Ok(match self.engine.store.instance(iid).await? {
             None => Knowledge::Unknown,
+            // Its volumes are to be there.
+            Some(now) if now.instance.retained_until.is_some() => Knowledge::Lives,
             Some(now) if now.instance.state == InstanceState::Gone => Knowledge::Ended,
             Some(_) => Knowledge::Lives,
         })
+    }
+
+    /// Lets go of volumes that were kept long enough, and of the secrets that open them.
+    ///
+    /// The row goes on saying that they are kept until the last of them is gone, so a crash in between loses nothing.
+    pub async fn retained(&self) -> Result<SweepReport, Fail> {
+        let engine = &self.engine;
+        let mut report = SweepReport::default();
+        for instance in engine.store.retained_until(engine.now(), PAGE).await? {
+            match self.let_go(&instance).await {
+                Ok(true) => report.let_go += usize::from(engine.forget_kept(&instance.iid).await?),
+                Ok(false) => {}
+                Err(error) => {
+                    warn!(iid = %instance.iid, detail = %error.detail, "could not remove volumes that were kept long enough");
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// True when nothing is left of it.
+    async fn let_go(&self, instance: &Instance) -> Result<bool, PortError> {
+        let ports = &self.engine.ports;
+        let reference = reference(instance, "", "");
+        if ports.provisioner.remove(&reference, Volumes::Delete).await? != Removal::Gone {
+            return Ok(false);
+        }
+        for name in ports.secrets.list(&secret_name::all(&instance.iid)).await? {
+            ports.secrets.destroy(&name).await?;
+        }
+        Ok(true)
+    }
+
+    /// Looks for objects that somebody else changed, and puts them back if that is wanted.
+    pub async fn drift(&self) -> Result<SweepReport, Fail> {
+        let engine = &self.engine;
+        let mut report = SweepReport::default();
+        let mut after = String::new();
+        loop {
+            let page = engine
+                .store
+                .instances_page(&after, Some(InstanceState::Ready), PAGE)
+                .await?;
+            let Some(last) = page.last() else {
+                return Ok(report);
+            };
+            after.clone_from(&last.iid);
+            for instance in &page {
+                match self.drift_of(instance).await {
+                    Ok(objects) => report.drifted += objects,
+                    Err(error) => {
+                        warn!(iid = %instance.iid, detail = %error.detail, "could not look for changed objects");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn drift_of(&self, instance: &Instance) -> Result<usize, PortError> {
+        let engine = &self.engine;
+        let Ok(here) = Here::of(engine, instance, &instance.attributes) else {
+            return Ok(0);
+        };
+        let desired = here.desired(engine).await?;
+        let provisioner = &engine.ports.provisioner;
+        let found = provisioner.drift(&here.reference, &desired).await?;
+        for what in &found {
+            warn!(iid = %instance.iid, what, "an object is not as the broker made it");
+        }
+        if !found.is_empty() && engine.settings.drift == Drift::Repair && self.untouched(&instance.iid).await
+        {
+            provisioner.apply(&here.reference, &desired).await?;
+            provisioner.open(&here.reference, &desired).await?;
+        }
+        Ok(found.len())
+    }
+
+    /// Whether an instance is ready and no operation looks after it: one may have begun since the row was read.
+    async fn untouched(&self, iid: &str) -> bool {
+        let now = self.engine.store.instance(iid).await;
+        now.is_ok_and(|now| now.is_some_and(|n| n.open.is_none() && n.instance.state == InstanceState::Ready))
     }
 
     /// Forgets tombstones, and operations that newer ones followed, whose retention is over.
@@ -360,6 +452,8 @@ fn report(result: Result<SweepReport, Fail>, what: &'static str) {
                 ("stopped_instance", report.revived),
                 ("orphan", report.orphans),
                 ("unknown", report.unknown),
+                ("kept_volumes", report.let_go),
+                ("drifted_object", report.drifted),
                 ("tombstone", report.purged),
             ] {
                 if count > 0 {

@@ -120,7 +120,7 @@ impl Tx {
         self.wrote = true;
         sqlx::query(
             "UPDATE instances SET attributes = $2, state = $3, usable = $4, context = $5, maintenance_version = $6, \
-             dashboard_url = $7, facts = $8, endpoints = $9, created_at = $10, updated_at = $11 WHERE iid = $1",
+             dashboard_url = $7, facts = $8, endpoints = $9, created_at = $10, updated_at = $11, retained_until = $12 WHERE iid = $1",
         )
         .bind(&i.iid)
         .bind(to_json(&i.attributes)?)
@@ -133,6 +133,7 @@ impl Tx {
         .bind(to_json(&i.endpoints)?)
         .bind(i.created_at)
         .bind(i.updated_at)
+        .bind(i.retained_until)
         .execute(&mut *self.connection)
         .await?;
         Ok(())
@@ -245,10 +246,10 @@ impl Tx {
         Ok(())
     }
 
-    /// With its instance gone, every binding of it is gone.
+    /// With its instance gone, every binding of it is gone; should its data come back, nobody is to be let in again.
     pub async fn bindings_gone(&mut self, iid: &str, now: Millis) -> Result<(), Fail> {
         self.wrote = true;
-        sqlx::query("UPDATE bindings SET state = 'gone', residue = 0, updated_at = $2 WHERE iid = $1 AND state <> 'gone'")
+        sqlx::query("UPDATE bindings SET state = 'gone', residue = 0, updated_at = $2, revoked_at = COALESCE(revoked_at, $2) WHERE iid = $1 AND state <> 'gone'")
             .bind(iid)
             .bind(now)
             .execute(&mut *self.connection)
@@ -387,6 +388,20 @@ impl Store {
         Ok(rows.iter().map(rows::binding).collect::<Result<_, _>>()?)
     }
 
+    /// Deleted instances whose volumes were to be kept until `now` at most.
+    pub async fn retained_until(&self, now: Millis, most: i64) -> Result<Vec<Instance>, Fail> {
+        let mut connection = self.reader().await?;
+        let sql = format!(
+            "SELECT {INSTANCE} FROM instances i WHERE i.retained_until <= $1 ORDER BY i.retained_until LIMIT $2"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(now)
+            .bind(most)
+            .fetch_all(&mut *connection)
+            .await?;
+        Ok(rows.iter().map(rows::instance).collect::<Result<_, _>>()?)
+    }
+
     /// Removes up to `most` instance tombstones older than `before`, with everything that hung on them.
     ///
     /// Rows of revoked bindings stay as long as their instance lives: mechanisms that state the whole list of
@@ -395,7 +410,7 @@ impl Store {
         self.write(move |tx| {
             Box::pin(async move {
                 let rows = sqlx::query(
-                    "SELECT iid FROM instances WHERE state = 'gone' AND updated_at <= $1 ORDER BY updated_at LIMIT $2",
+                    "SELECT iid FROM instances WHERE state = 'gone' AND retained_until IS NULL AND updated_at <= $1 ORDER BY updated_at LIMIT $2",
                 )
                 .bind(before)
                 .bind(most)

@@ -11,9 +11,9 @@ use sqlx::{Error, Row};
 
 /// Columns of `instances` in the order [`instance`] reads them.
 pub(super) const INSTANCE: &str = "i.iid, i.platform, i.instance_id, i.attributes, i.state, i.usable, i.context, \
-     i.maintenance_version, i.dashboard_url, i.facts, i.endpoints, i.created_at, i.updated_at";
+     i.maintenance_version, i.dashboard_url, i.facts, i.endpoints, i.created_at, i.updated_at, i.retained_until";
 /// How many there are: what is selected beside them starts here.
-pub(super) const INSTANCE_COLUMNS: usize = 13;
+pub(super) const INSTANCE_COLUMNS: usize = 14;
 
 /// Columns of `bindings` in the order [`binding`] reads them.
 pub(super) const BINDING: &str = "b.bid, b.iid, b.platform, b.binding_id, b.attributes, b.requested, b.state, b.handle, \
@@ -74,6 +74,7 @@ pub(super) fn instance(row: &AnyRow) -> Result<Instance, Error> {
         endpoints: json(row, 10)?,
         created_at: row.try_get(11)?,
         updated_at: row.try_get(12)?,
+        retained_until: row.try_get(13)?,
     })
 }
 

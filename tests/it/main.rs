@@ -18,5 +18,6 @@ mod model;
 mod openapi;
 mod racing;
 mod replicas;
+mod retained;
 mod store;
 mod support;

@@ -77,6 +77,7 @@ fn instance(iid: &str) -> Instance {
         endpoints: Vec::new(),
         created_at: 1,
         updated_at: 2,
+        retained_until: None,
     }
 }
 

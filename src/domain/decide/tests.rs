@@ -93,6 +93,7 @@ fn instance(state: InstanceState) -> Instance {
         endpoints: Vec::new(),
         created_at: 0,
         updated_at: 0,
+        retained_until: None,
     }
 }
 

@@ -493,7 +493,7 @@ async fn e09_our_own_additions_have_a_unique_prefix() {
         let labels = answer.body["metadata"]["labels"].as_object().unwrap();
         assert!(!labels.is_empty());
         for name in labels.keys() {
-            assert!(name.starts_with("chandler.dev/"), "{name}");
+            assert!(name.starts_with("chandler.osb/"), "{name}");
         }
     }
     broker.deleted("i").await;

@@ -446,7 +446,7 @@ async fn p16_metadata_is_objects_and_the_same_on_fetch() {
         .expect(202);
     broker.run_until_idle().await;
     let after = broker.get(&instance("i")).await.expect(200);
-    assert_eq!(after.body["metadata"]["labels"]["chandler.dev/plan"], "medium");
+    assert_eq!(after.body["metadata"]["labels"]["chandler.osb/plan"], "medium");
     assert_eq!(
         after.body["metadata"]["labels"].as_object().unwrap().len(),
         labels.len()

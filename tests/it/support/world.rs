@@ -68,6 +68,12 @@ pub struct World {
     pub refuse_ready: Mutex<Option<String>>,
     /// Looks a new instance needs.
     pub looks: Mutex<u32>,
+    /// Whether removed instances may leave their volumes: what was in them is here, users and all.
+    pub volumes: Mutex<BTreeMap<String, FakeInstance>>,
+    /// Whether the provisioner can keep volumes.
+    pub keeps_volumes: Mutex<bool>,
+    /// What is not as the broker made it, told by the next `drift`.
+    pub drifted: Mutex<Vec<String>>,
     /// Whether the mechanism states the whole list of revocations.
     pub whole_list: Mutex<bool>,
     /// Notified when a call hangs.
@@ -202,8 +208,15 @@ impl Provisioner for FakeProvisioner {
             let mut all = self.0.instances.lock().unwrap();
             let there = all.entry(instance.iid.clone()).or_insert_with(|| FakeInstance {
                 looks_left: looks,
-                ..FakeInstance::default()
+                ..self
+                    .0
+                    .volumes
+                    .lock()
+                    .unwrap()
+                    .remove(&instance.iid)
+                    .unwrap_or_default()
             });
+            self.0.drifted.lock().unwrap().clear();
             there.running = true;
             there.applied.clone_from(&desired.hash);
             let rendered = json!([desired.process, desired.objects]);
@@ -223,19 +236,38 @@ impl Provisioner for FakeProvisioner {
         Ok(seen)
     }
 
-    async fn remove(&self, instance: &InstanceRef, _: Volumes) -> PortResult<Removal> {
+    async fn remove(&self, instance: &InstanceRef, volumes: Volumes) -> PortResult<Removal> {
         self.0.strike("remove", When::Before).await?;
-        self.0.instances.lock().unwrap().remove(&instance.iid);
+        let was = self.0.instances.lock().unwrap().remove(&instance.iid);
+        match (volumes, was) {
+            (Volumes::Keep, Some(was)) => {
+                self.0.volumes.lock().unwrap().insert(instance.iid.clone(), was);
+            }
+            (Volumes::Keep, None) => {}
+            (Volumes::Delete, _) => {
+                self.0.volumes.lock().unwrap().remove(&instance.iid);
+            }
+        }
         self.0.strike("remove", When::After).await?;
         Ok(Removal::Gone)
     }
 
     async fn list(&self) -> PortResult<Vec<String>> {
-        Ok(self.0.instances.lock().unwrap().keys().cloned().collect())
+        let mut all: BTreeSet<String> = self.0.instances.lock().unwrap().keys().cloned().collect();
+        all.extend(self.0.volumes.lock().unwrap().keys().cloned());
+        Ok(all.into_iter().collect())
+    }
+
+    async fn drift(&self, _: &InstanceRef, _: &Desired) -> PortResult<Vec<String>> {
+        Ok(self.0.drifted.lock().unwrap().clone())
     }
 
     fn supervises(&self) -> bool {
         true
+    }
+
+    fn keeps_volumes(&self) -> bool {
+        *self.0.keeps_volumes.lock().unwrap()
     }
 }
 
