@@ -4,14 +4,10 @@
 # Every image has busybox as its shell and small tools; none has a fixed user, the pods say as whom they run.
 # shellcheck shell=bash disable=SC2034
 
-NATS_VERSION=2.14.9
-MINIO_MODULE=v0.0.0-20260212201848-7aac2a2c5b7c
-CASSANDRA_VERSION=5.0.7
-
-IMAGES=(pause coredns postgres redis nats tools)
+IMAGES=(pause coredns postgres redis nats tools minio cassandra)
 declare -A COMES_FROM=( # Debian packages whose version makes another image
   [pause]='' [coredns]='' [nats]='' [minio]=''
-  [postgres]='postgresql-common libc6 tzdata' [redis]='redis-server redis-tools libc6' [tools]='redis-tools libpq5 libc6'
+  [postgres]='postgresql-common libc6 tzdata' [redis]='redis-server redis-tools libc6' [tools]='redis-tools libpq5 curl libc6'
   [cassandra]='openjdk-17-jre-headless libc6'
 )
 
@@ -53,7 +49,7 @@ image_redis() {
 image_nats() {
   tag=$NATS_VERSION command='["nats-server"]'
   base nats 1000
-  cp "$(go_program nats-server "$NATS_VERSION" github.com/nats-io/nats-server/v2 "v$NATS_VERSION")" "$ROOT/usr/bin/nats-server"
+  cp "$(nats_server)" "$ROOT/usr/bin/nats-server"
   ln -s usr/bin/nats-server "$ROOT/nats-server" # where the usual image has it
 }
 
@@ -61,27 +57,26 @@ image_tools() {
   tag=1 command='["sh"]'
   path=$POSTGRES_BIN
   base app 1000
-  with_libraries "$POSTGRES_BIN/psql" "$POSTGRES_BIN/pg_isready" /usr/bin/redis-cli
+  with_libraries "$POSTGRES_BIN/psql" "$POSTGRES_BIN/pg_isready" /usr/bin/redis-cli /usr/bin/curl
   as_is /usr/lib/locale/C.utf8
 }
 
 image_minio() {
-  tag=2026.02 command='["minio", "server", "/data"]'
+  tag=$MINIO_VERSION command='["minio", "server", "/data"]'
   base minio 1000
-  cp "$(go_program minio 2026.02 github.com/minio/minio "$MINIO_MODULE")" "$ROOT/usr/bin/minio"
+  cp "$(minio)" "$ROOT/usr/bin/minio"
 }
 
 image_cassandra() {
-  tag=$CASSANDRA_VERSION command='["cassandra", "-f"]'
+  local distribution file
+  distribution=$("$TESTBED/servers/cassandra/distribution")
+  tag=$(sed -n 's#.*<version.cassandra>\(.*\)</version.cassandra>.*#\1#p' "$TESTBED/servers/cassandra/pom.xml") command='["cassandra", "-f"]'
   path=/opt/cassandra/bin:/opt/java/bin
   base cassandra 999
-  local distribution
-  distribution=$("$TESTBED/servers/cassandra" distribution)
   mkdir -p "$ROOT/opt/java"
   # The runtime alone, with what Debian keeps in /etc in its place.
   tar -C "$JAVA_HOME_17" -ch --exclude=./jmods --exclude=./man --exclude=./include --exclude=./legal --exclude=./docs \
     --exclude='*.src.zip' --exclude=./lib/src.zip --exclude=./lib/ct.sym . | tar -C "$ROOT/opt/java" -x
-  local file
   while read -r file; do libraries_of "$file"; done < <(find "$JAVA_HOME_17/lib" -name '*.so'; echo "$JAVA_HOME_17/bin/java")
   cp -r "$distribution" "$ROOT/opt/cassandra"
 }
