@@ -14,7 +14,13 @@
 //!                                                 └─ remove, drift, forward
 //! ```
 
+mod dress;
+mod endpoints;
+mod health;
+mod inventory;
 pub mod names;
+pub mod rbac;
+mod tenancy;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
