@@ -17,9 +17,12 @@
 mod dress;
 mod endpoints;
 mod health;
+mod images;
 mod inventory;
 pub mod names;
+mod quantity;
 pub mod rbac;
+mod shape;
 mod tenancy;
 
 use std::collections::BTreeMap;
