@@ -59,27 +59,28 @@ pub(super) fn dressed(
     instance: &InstanceRef,
     desired: &Desired,
 ) -> PortResult<Vec<Dressed>> {
-    let plan: Vec<Value> = desired.objects.iter().map(|spec| spec.object.clone()).collect();
     let wardrobe = Wardrobe {
         settings,
         instance,
         namespace: namespace(settings, &instance.iid),
         base: base_name(settings, instance),
     };
-    let mut all = Vec::new();
-    for object in tenancy::surroundings(settings, instance, &plan) {
-        all.push(wardrobe.dress(object, names::SURROUNDINGS, None, None)?);
-    }
     let mut own = Vec::new();
-    for (spec, object) in desired.objects.iter().zip(plan.iter().cloned()) {
+    for spec in &desired.objects {
         // The first and the last phase are ours.
         let phase = spec.phase.clamp(names::SURROUNDINGS + 1, names::OPENING - 1);
-        own.push(wardrobe.dress(object, phase, spec.ready.clone(), spec.failed.clone())?);
+        let (ready, failed) = (spec.ready.clone(), spec.failed.clone());
+        own.push(wardrobe.dress(spec.object.clone(), phase, ready, failed)?);
     }
     // Within a phase what pods mount comes before the pods: they need not fail first.
     own.sort_by_key(|dressed| (dressed.phase, makes_pods(&dressed.object)));
+    let objects: Vec<Value> = own.iter().map(|dressed| dressed.object.clone()).collect();
+    let mut all = Vec::new();
+    for object in tenancy::surroundings(settings, instance, &objects) {
+        all.push(wardrobe.dress(object, names::SURROUNDINGS, None, None)?);
+    }
     all.extend(own);
-    if let Some(object) = tenancy::consumers(settings, instance, &desired.consumers, &plan) {
+    if let Some(object) = tenancy::consumers(settings, instance, &desired.consumers, &objects) {
         all.push(wardrobe.dress(object, names::OPENING, None, None)?);
     }
     let mut seen = BTreeSet::new();

@@ -21,6 +21,7 @@ mod images;
 mod inventory;
 pub mod names;
 mod quantity;
+mod quota;
 pub mod rbac;
 mod shape;
 mod tenancy;

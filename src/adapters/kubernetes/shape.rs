@@ -99,6 +99,17 @@ pub(super) fn is_usual(object: &Value) -> bool {
     matches!(group, "" | "apps" | "batch" | "autoscaling" | "policy") || group.ends_with(".k8s.io")
 }
 
+/// Whether an object is known to make no pods and no volumes: it only tells others something.
+pub(super) fn only_tells(object: &Value) -> bool {
+    const GROUPS: [&str; 4] = [
+        "cert-manager.io",
+        "monitoring.coreos.com",
+        "networking.istio.io",
+        "security.istio.io",
+    ];
+    GROUPS.contains(&group(object))
+}
+
 /// Where the pod template stands, for kinds that make pods by one.
 pub(super) fn template_path(object: &Value) -> Option<&'static str> {
     match (group(object), kind(object)) {
