@@ -265,8 +265,8 @@ impl Cluster {
 
     /// The version of the API server, such as `v1.34.1`.
     pub async fn version(&self) -> Result<String, Refusal> {
-        let version = self.ask(&Resource::server("/version"), "", "", Ask::List(&ListParams::default()));
-        let version = version.await?;
+        let (place, all) = (Resource::server("/version"), ListParams::default());
+        let version = self.ask(&place, "", "", Ask::List(&all)).await?;
         let text = version.get("gitVersion").and_then(Value::as_str);
         Ok(text.unwrap_or_default().to_owned())
     }

@@ -55,6 +55,11 @@ impl Resource {
         Self::new(path, "Server", "", false)
     }
 
+    /// A custom kind that was not asked for yet: good for knowing that it is one, not for addresses.
+    pub fn unknown(api_version: &str, kind: &str) -> Self {
+        Self::new(api_version, kind, "", true)
+    }
+
     /// The group; empty for the core one.
     pub fn group(&self) -> &str {
         self.api_version.split_once('/').map_or("", |(group, _)| group)
@@ -106,6 +111,11 @@ impl Kinds {
             .chain(OWN)
             .find(|(version, name, ..)| *version == api_version && *name == kind);
         usual.map(|(version, kind, plural, namespaced)| Resource::new(version, kind, plural, namespaced))
+    }
+
+    /// One of the usual kinds that the adapter itself names.
+    pub fn certain(api_version: &str, kind: &str) -> Resource {
+        Self::usual(api_version, kind).unwrap_or_else(|| Resource::unknown(api_version, kind))
     }
 
     /// A kind, asking the cluster when it is neither usual nor known from before.

@@ -89,6 +89,14 @@ impl Refusal {
         matches!(self.status, 401 | 403) && matches!(self.meaning(), Meaning::Right | Meaning::LogIn)
     }
 
+    /// The object itself is refused, by the server or by a rule of the cluster.
+    pub fn is_refused(&self) -> bool {
+        matches!(
+            self.meaning(),
+            Meaning::Admission | Meaning::Wrong | Meaning::Quota | Meaning::Fixed
+        )
+    }
+
     /// Whether to send the same request again, and after which pause if the server named one.
     ///
     /// Besides throttling: a quota just made is not counted yet; and a server that has just started answers that nobody
@@ -110,6 +118,7 @@ impl Refusal {
             404 => Meaning::Gone,
             _ if self.terminating || says("because it is being terminated") => Meaning::Terminating,
             _ if says("status unknown for quota") => Meaning::Uncounted,
+            _ if says("must support resize") => Meaning::Fixed,
             _ if says("exceeded quota") || says("failed quota") => Meaning::Quota,
             _ if says("failed calling webhook") || says("failed to call webhook") => Meaning::Later,
             _ if says("denied the request") || says("denied request") || says("violates PodSecurity") => {
@@ -160,6 +169,7 @@ enum Meaning {
     Terminating,
     Uncounted,
     Quota,
+    Fixed,
     Admission,
     Conflict,
     Wrong,
@@ -210,6 +220,10 @@ impl From<Refusal> for PortError {
             Meaning::Quota => (
                 PortErrorKind::Invalid,
                 format!("The quota of the namespace does not allow {what}: {words}. Choose a smaller plan or ask the operator for more."),
+            ),
+            Meaning::Fixed => (
+                PortErrorKind::Invalid,
+                format!("The StorageClass of {what} does not let it grow. Create a new instance and move the data."),
             ),
             Meaning::Admission => (
                 PortErrorKind::Invalid,
