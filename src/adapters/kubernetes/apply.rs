@@ -11,7 +11,7 @@ use super::kinds::Resource;
 use super::refusal::Refusal;
 use super::reshape::{self, Growth, Reshape};
 use super::watch::is_watched;
-use super::{KubernetesProvisioner, inventory, names, quantity, shape};
+use super::{KubernetesProvisioner, inventory, names, quantity, quota, shape};
 use crate::domain::manifest::Desired;
 use crate::ports::{InstanceRef, ObjectRef, PortError, PortErrorKind, PortResult};
 use kube::api::{DeleteParams, ListParams, Preconditions};
@@ -31,9 +31,9 @@ pub(super) enum Stand {
     /// The server took it, and it either has no state or was not seen yet.
     Sent,
     /// The cluster has it otherwise.
-    Other(Value),
+    Other,
     /// It is being removed.
-    Going(Value),
+    Going,
     /// The cluster does not have it, as far as this process knows.
     Missing,
 }
@@ -42,9 +42,12 @@ pub(super) enum Stand {
 pub(super) fn is_ours(object: &Value, iid: &str) -> bool {
     let label = |name: &str| {
         let labels = object.pointer("/metadata/labels");
-        labels.and_then(|labels| labels.get(name)?.as_str()) == Some(
-            if name == names::INSTANCE { iid } else { names::MANAGED_BY.1 },
-        )
+        labels.and_then(|labels| labels.get(name)?.as_str())
+            == Some(if name == names::INSTANCE {
+                iid
+            } else {
+                names::MANAGED_BY.1
+            })
     };
     label(names::MANAGED_BY.0) && label(names::INSTANCE)
 }
@@ -104,9 +107,14 @@ impl KubernetesProvisioner {
     /// Makes what lets applications in.
     pub(super) async fn open_up(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<()> {
         let all = dress::dressed(&self.settings, instance, desired)?;
-        for object in all.iter().filter(|object| object.phase == names::OPENING) {
+        for object in &all {
             let resource = self.resource(&object.reference).await?;
-            self.bring(instance, object, &resource).await?;
+            if object.phase == names::OPENING {
+                self.bring(instance, object, &resource).await?;
+            } else if object.reference.kind == "ResourceQuota" && instance.established {
+                // While the pods changed it was as wide as before and after together.
+                self.send(&object.reference, &resource, &object.object).await?;
+            }
         }
         self.notes.forget(&instance.iid);
         Ok(())
@@ -123,17 +131,21 @@ impl KubernetesProvisioner {
         let reference = &wanted.reference;
         let sent = self.notes.age(iid, reference, hash(&wanted.object));
         if !is_watched(resource) {
-            return Ok(if sent.is_some() { Stand::Sent } else { Stand::Missing });
+            return Ok(if sent.is_some() {
+                Stand::Sent
+            } else {
+                Stand::Missing
+            });
         }
         let seen = self
             .watches
             .on(resource)
             .one(iid, &reference.namespace, &reference.name)?;
         Ok(match seen {
-            Some(object) if is_going(&object) => Stand::Going(object),
+            Some(object) if is_going(&object) => Stand::Going,
             Some(object) if hash(&object) == hash(&wanted.object) => Stand::Live(object),
             _ if sent.is_some_and(|age| age < LAG) => Stand::Sent,
-            Some(object) => Stand::Other(object),
+            Some(_) => Stand::Other,
             None => Stand::Missing,
         })
     }
@@ -195,7 +207,9 @@ impl KubernetesProvisioner {
             return Ok(());
         }
         for volume in volumes() {
-            let there = self.look(&resource, &volume.namespace, &volume.name, Ask::Meta).await?;
+            let there = self
+                .look(&resource, &volume.namespace, &volume.name, Ask::Meta)
+                .await?;
             if there.is_some() {
                 return Ok(());
             }
@@ -209,12 +223,17 @@ impl KubernetesProvisioner {
     async fn take_back(&self, instance: &InstanceRef, namespaces: &Resource, name: &str) -> PortResult<()> {
         let change = json!({"metadata": {"labels": {RETAINED: null}}});
         let volumes = self.volumes();
-        let params = ListParams::default().labels(&format!("{}={},{RETAINED}", names::INSTANCE, instance.iid));
+        let params =
+            ListParams::default().labels(&format!("{}={},{RETAINED}", names::INSTANCE, instance.iid));
         for volume in self.cluster.list(&volumes, name, &params, true).await? {
             let volume = shape::name(&volume);
-            self.cluster.ask(&volumes, name, volume, Ask::Merge(&change)).await?;
+            self.cluster
+                .ask(&volumes, name, volume, Ask::Merge(&change))
+                .await?;
         }
-        self.cluster.ask(namespaces, "", name, Ask::Merge(&change)).await?;
+        self.cluster
+            .ask(namespaces, "", name, Ask::Merge(&change))
+            .await?;
         Ok(())
     }
 
@@ -227,12 +246,12 @@ impl KubernetesProvisioner {
         };
         match &stand {
             Ok(Stand::Live(_) | Stand::Sent) => return Ok(true),
-            Ok(Stand::Going(_)) => return Ok(false),
-            Ok(Stand::Other(_) | Stand::Missing) | Err(_) => {}
+            Ok(Stand::Going) => return Ok(false),
+            Ok(Stand::Other | Stand::Missing) | Err(_) => {}
         }
         let reference = &wanted.reference;
         // Only a namespace of its own says that everything in it is the instance's.
-        let stranger = self.settings.shared_namespace.is_some() && !matches!(stand, Ok(Stand::Other(_)));
+        let stranger = self.settings.shared_namespace.is_some() && !matches!(stand, Ok(Stand::Other));
         let picky = matches!(reference.kind.as_str(), "StatefulSet" | "Job") && !resource.is_custom();
         let unseen = !matches!(stand, Ok(Stand::Missing));
         if stranger || (picky && unseen) {
@@ -253,21 +272,33 @@ impl KubernetesProvisioner {
                 }
             }
         }
-        let taken = self
+        let taken = if reference.kind == "ResourceQuota" && instance.established {
+            let live = self
+                .look(resource, &reference.namespace, &reference.name, Ask::Get)
+                .await?;
+            let widened = live.map_or_else(
+                || wanted.object.clone(),
+                |live| quota::widened(&wanted.object, &live),
+            );
+            self.send(reference, resource, &widened).await?
+        } else {
+            self.send(reference, resource, &wanted.object).await?
+        };
+        if taken {
+            self.notes.sent(iid, reference, hash(&wanted.object));
+        }
+        Ok(taken)
+    }
+
+    /// Applies an object. False = it is on its way out.
+    async fn send(&self, reference: &ObjectRef, resource: &Resource, object: &Value) -> PortResult<bool> {
+        let (namespace, name) = (reference.namespace.as_str(), reference.name.as_str());
+        match self
             .cluster
-            .ask(
-                resource,
-                &reference.namespace,
-                &reference.name,
-                Ask::Apply(&wanted.object),
-            )
-            .await;
-        match taken {
-            Ok(object) if is_going(&object) => Ok(false),
-            Ok(_) => {
-                self.notes.sent(iid, reference, hash(&wanted.object));
-                Ok(true)
-            }
+            .ask(resource, namespace, name, Ask::Apply(object))
+            .await
+        {
+            Ok(taken) => Ok(!is_going(&taken)),
             Err(refused) if refused.is_gone() => Err(PortError::transient(
                 "The namespace of this instance went away while it was being made; trying again.",
             )
@@ -308,7 +339,8 @@ impl KubernetesProvisioner {
             return Ok(());
         }
         let resource = self.volumes();
-        let params = ListParams::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
+        let params =
+            ListParams::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
         let volumes = self.cluster.list(&resource, namespace, &params, false).await?;
         let mut changes = Vec::new();
         for growth in growths {

@@ -258,7 +258,9 @@ impl Cluster {
             Ok(Err(error)) => Err(refusal(&causes(&error))),
             Err(_) => Err(refusal("no answer in time")),
         };
-        let outcome = opened.as_ref().map_or_else(|refused| class(refused.status), |_| "2xx");
+        let outcome = opened
+            .as_ref()
+            .map_or_else(|refused| class(refused.status), |_| "2xx");
         self.count("watch", &resource.kind, outcome);
         opened
     }

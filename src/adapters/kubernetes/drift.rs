@@ -35,7 +35,9 @@ impl KubernetesProvisioner {
                 continue;
             };
             if !is_ours(&live, &instance.iid) {
-                lines.push(format!("{title} is not this instance's any more: its labels differ"));
+                lines.push(format!(
+                    "{title} is not this instance's any more: its labels differ"
+                ));
                 continue;
             }
             let rehearsed = self
@@ -49,13 +51,20 @@ impl KubernetesProvisioner {
                     if !places.is_empty() {
                         let more = places.len().saturating_sub(MOST);
                         places.truncate(MOST);
-                        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                        let more = if more > 0 {
+                            format!(" and {more} more")
+                        } else {
+                            String::new()
+                        };
                         lines.push(format!("{title} differs in {}{more}", places.join(", ")));
                     }
                 }
                 // Something that only making it anew can bring: a difference too.
                 Err(refused) if refused.is_refused() => {
-                    lines.push(format!("{title} cannot be put back: {}", PortError::from(refused).message));
+                    lines.push(format!(
+                        "{title} cannot be put back: {}",
+                        PortError::from(refused).message
+                    ));
                 }
                 Err(refused) => return Err(refused.into()),
             }
@@ -75,7 +84,12 @@ fn differences(live: &Value, after: &Value, path: &str, places: &mut Vec<String>
                 if path == ".metadata" && OWN.contains(&name.as_str()) {
                     continue;
                 }
-                differences(old.get(name).unwrap_or(&Value::Null), value, &format!("{path}.{name}"), places);
+                differences(
+                    old.get(name).unwrap_or(&Value::Null),
+                    value,
+                    &format!("{path}.{name}"),
+                    places,
+                );
             }
             for name in old.keys().filter(|name| !new.contains_key(*name)) {
                 if path != ".metadata" || !OWN.contains(&name.as_str()) {
@@ -116,7 +130,12 @@ mod tests {
         places.sort();
         assert_eq!(
             places,
-            ["data.gone", "data.password", "metadata.labels.x", "spec.ports[1].port"]
+            [
+                "data.gone",
+                "data.password",
+                "metadata.labels.x",
+                "spec.ports[1].port"
+            ]
         );
         let mut none = Vec::new();
         differences(&live, &live, "", &mut none);

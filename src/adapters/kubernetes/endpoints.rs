@@ -75,7 +75,10 @@ mod tests {
         let service = service("ClusterIP", "monitor, client,nothing", &ports, &json!([]));
         assert_eq!(
             found(&[&service, &service]),
-            ["monitor db.osb-x.svc.cluster.local:3", "client db.osb-x.svc.cluster.local:2"]
+            [
+                "monitor db.osb-x.svc.cluster.local:3",
+                "client db.osb-x.svc.cluster.local:2"
+            ]
         );
     }
 
@@ -90,9 +93,17 @@ mod tests {
         let ports = json!([{"name": "client", "port": 2}]);
         for (kind, ingress, host) in [
             ("LoadBalancer", json!([{"ip": "192.0.2.7"}]), "192.0.2.7"),
-            ("LoadBalancer", json!([{"ip": "192.0.2.7", "hostname": "lb.example.com"}]), "lb.example.com"),
+            (
+                "LoadBalancer",
+                json!([{"ip": "192.0.2.7", "hostname": "lb.example.com"}]),
+                "lb.example.com",
+            ),
             ("LoadBalancer", json!([]), "db.osb-x.svc.cluster.local"),
-            ("ClusterIP", json!([{"ip": "192.0.2.7"}]), "db.osb-x.svc.cluster.local"),
+            (
+                "ClusterIP",
+                json!([{"ip": "192.0.2.7"}]),
+                "db.osb-x.svc.cluster.local",
+            ),
         ] {
             let service = service(kind, "client", &ports, &ingress);
             assert_eq!(found(&[&service]), [format!("client {host}:2")]);

@@ -77,7 +77,10 @@ impl Forwards {
         open.retain(|_, forward| !forward.task.is_finished());
         if open.len() >= LISTENERS {
             let used = |forward: &Forward| *forward.used.lock().unwrap_or_else(PoisonError::into_inner);
-            let oldest = open.iter().min_by_key(|(_, forward)| used(forward)).map(|(key, _)| key.clone());
+            let oldest = open
+                .iter()
+                .min_by_key(|(_, forward)| used(forward))
+                .map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 open.remove(&oldest);
             }
@@ -105,7 +108,8 @@ impl KubernetesProvisioner {
             Transport::Direct => true,
             Transport::PortForward => false,
         };
-        let (false, Some((service, namespace))) = (direct, inside(&endpoint.host, &self.settings.cluster_domain))
+        let (false, Some((service, namespace))) =
+            (direct, inside(&endpoint.host, &self.settings.cluster_domain))
         else {
             return Ok(endpoint.clone());
         };
@@ -134,15 +138,20 @@ impl KubernetesProvisioner {
 
 /// Service and namespace of a name in the cluster's DNS; `None` = an address of the outside world.
 fn inside<'a>(host: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
-    let rest = host.strip_suffix(domain.trim_matches('.'))?.strip_suffix(".svc.")?;
-    rest.split_once('.').filter(|(_, namespace)| !namespace.contains('.'))
+    let rest = host
+        .strip_suffix(domain.trim_matches('.'))?
+        .strip_suffix(".svc.")?;
+    rest.split_once('.')
+        .filter(|(_, namespace)| !namespace.contains('.'))
 }
 
 async fn listen(way: Way) -> PortResult<Forward> {
     let cannot = |error: std::io::Error| {
         PortError::transient("The broker cannot open a port on loopback; trying again.").with_detail(error)
     };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(cannot)?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .map_err(cannot)?;
     let local = listener.local_addr().map_err(cannot)?;
     let used = Arc::new(Mutex::new(Instant::now()));
     let task = tokio::spawn(accept(listener, Arc::new(way), used.clone())).abort_handle();
@@ -186,21 +195,26 @@ impl Way {
     async fn carry(&self, mut near: TcpStream) -> PortResult<()> {
         let (pod, port) = self.pod().await?;
         let lost = |detail: String| {
-            PortError::transient("The connection to the instance through the API server broke.").with_detail(detail)
+            PortError::transient("The connection to the instance through the API server broke.")
+                .with_detail(detail)
         };
         let pods: Api<Pod> = Api::namespaced(self.cluster.streams().clone(), &self.namespace);
         let opened = timeout(self.cluster.limit(), pods.portforward(&pod, &[port])).await;
         self.cluster.count(
             "portforward",
             "Pod",
-            if matches!(opened, Ok(Ok(_))) { "2xx" } else { "error" },
+            if matches!(opened, Ok(Ok(_))) {
+                "2xx"
+            } else {
+                "error"
+            },
         );
         let mut forwarder = opened
             .map_err(|_| lost("no answer in time".to_owned()))?
             .map_err(|error| match error {
                 kube::Error::Api(status) => {
                     Refusal::of(&status, "portforward", &Kinds::certain("v1", "Pod"), &pod).into()
-                },
+                }
                 error => lost(causes(&error)),
             })?;
         let Some(mut far) = forwarder.take_stream(port) else {
@@ -215,11 +229,16 @@ impl Way {
     /// A ready pod behind the Service, and its port.
     async fn pod(&self) -> PortResult<(String, u16)> {
         let services = Kinds::certain("v1", "Service");
-        let seen = self.watches.on(&services).one(&self.iid, &self.namespace, &self.service);
+        let seen = self
+            .watches
+            .on(&services)
+            .one(&self.iid, &self.namespace, &self.service);
         let service = match seen {
             Ok(Some(service)) => service,
             _ => {
-                let asked = self.cluster.ask(&services, &self.namespace, &self.service, Ask::Get);
+                let asked = self
+                    .cluster
+                    .ask(&services, &self.namespace, &self.service, Ask::Get);
                 asked.await.map_err(PortError::from)?
             }
         };
@@ -265,7 +284,9 @@ fn is_ready(pod: &Value) -> bool {
 fn target(service: &Value, pod: &Value, port: u16) -> Option<u16> {
     let number = |value: &Value| u16::try_from(value.as_u64()?).ok();
     let ports = shape::list(service, "/spec/ports");
-    let entry = ports.iter().find(|entry| entry.get("port").and_then(number) == Some(port))?;
+    let entry = ports
+        .iter()
+        .find(|entry| entry.get("port").and_then(number) == Some(port))?;
     match entry.get("targetPort") {
         None => Some(port),
         Some(Value::String(name)) => shape::list(pod, "/spec/containers")

@@ -169,13 +169,17 @@ impl Kinds {
             return Ok(());
         }
         let place = Resource::server(&format!("/apis/{api_version}"));
-        let resources = match cluster.ask(&place, "", "", Ask::List(&ListParams::default())).await {
+        let resources = match cluster
+            .ask(&place, "", "", Ask::List(&ListParams::default()))
+            .await
+        {
             Ok(list) => read(api_version, &list),
             Err(refused) if refused.is_gone() => BTreeMap::new(),
             Err(refused) => return Err(refused),
         };
         let at = Instant::now();
-        self.lock().insert(api_version.to_owned(), Asked { at, resources });
+        self.lock()
+            .insert(api_version.to_owned(), Asked { at, resources });
         Ok(())
     }
 
@@ -187,13 +191,20 @@ impl Kinds {
 /// One sentence on a kind that the cluster does not have.
 pub(super) fn missing(api_version: &str, kind: &str) -> String {
     let group = api_version.split('/').next().unwrap_or_default();
-    format!("The cluster does not know the kind {kind} of {api_version}: the operator that brings the custom resource definitions of {group} has to be installed.")
+    format!(
+        "The cluster does not know the kind {kind} of {api_version}: the operator that brings the custom resource definitions of {group} has to be installed."
+    )
 }
 
 /// The kinds in an answer of `/apis/<group>/<version>`.
 fn read(api_version: &str, list: &Value) -> BTreeMap<String, Resource> {
     let mut found = BTreeMap::new();
-    for item in list.get("resources").and_then(Value::as_array).into_iter().flatten() {
+    for item in list
+        .get("resources")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let text = |name: &str| item.get(name).and_then(Value::as_str).unwrap_or_default();
         let (kind, plural) = (text("kind"), text("name"));
         // "clusters/status" is a part of a kind, not a kind.
@@ -218,9 +229,8 @@ mod tests {
 
     #[test]
     fn paths_follow_group_and_namespace() {
-        let path = |version: &str, kind: &str, namespace: &str| {
-            Kinds::usual(version, kind).unwrap().path(namespace)
-        };
+        let path =
+            |version: &str, kind: &str, namespace: &str| Kinds::usual(version, kind).unwrap().path(namespace);
         assert_eq!(path("v1", "Secret", "a"), "/api/v1/namespaces/a/secrets");
         assert_eq!(path("v1", "Pod", ""), "/api/v1/pods");
         assert_eq!(path("v1", "Namespace", "a"), "/api/v1/namespaces");

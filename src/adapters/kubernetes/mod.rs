@@ -42,8 +42,7 @@ use crate::domain::instance::Endpoint;
 use crate::domain::manifest::{self, Desired};
 use crate::domain::params;
 use crate::ports::{
-    Clock, InstanceRef, ObjectRef, Observation, PortErrorKind, PortResult, Provisioner, Removal,
-    Volumes,
+    Clock, InstanceRef, ObjectRef, Observation, PortErrorKind, PortResult, Provisioner, Removal, Volumes,
 };
 use async_trait::async_trait;
 use client::Cluster;
@@ -163,9 +162,14 @@ impl KubernetesProvisioner {
     ///
     /// To be called before a catalog is put into use, and now and then: operators come and go. True = something changed.
     pub async fn discover(&self, offerings: &[Arc<Offering>]) -> PortResult<bool> {
-        let wanted: BTreeSet<CustomResource> =
-            offerings.iter().flat_map(|offering| offering.resources.clone()).collect();
-        self.wanted.write().unwrap_or_else(PoisonError::into_inner).clone_from(&wanted);
+        let wanted: BTreeSet<CustomResource> = offerings
+            .iter()
+            .flat_map(|offering| offering.resources.clone())
+            .collect();
+        self.wanted
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&wanted);
         self.kinds.refresh(&self.cluster, &wanted).await
     }
 
@@ -186,7 +190,8 @@ impl KubernetesProvisioner {
 
     /// The custom kinds the catalog names and the cluster has.
     fn custom(&self) -> Vec<Resource> {
-        self.kinds.custom(&self.wanted.read().unwrap_or_else(PoisonError::into_inner))
+        self.kinds
+            .custom(&self.wanted.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn namespaces(&self) -> Resource {
@@ -239,7 +244,10 @@ impl KubernetesProvisioner {
         let namespace = dress::namespace(&self.settings, &instance.iid);
         let domain = self.settings.cluster_domain.trim_matches('.');
         Map::from_iter([
-            ("name".to_owned(), dress::base_name(&self.settings, instance).into()),
+            (
+                "name".to_owned(),
+                dress::base_name(&self.settings, instance).into(),
+            ),
             ("namespace".to_owned(), namespace.into()),
             ("cluster".to_owned(), json!({"domain": domain, "kinds": kinds})),
         ])
@@ -282,7 +290,10 @@ impl Provisioner for KubernetesProvisioner {
             return Err(format!("the plan {} does not run on Kubernetes", plan.name));
         }
         if offering.objects.is_empty() && offering.process.is_some() {
-            return Err(format!("{} is not described as Kubernetes objects", offering.name));
+            return Err(format!(
+                "{} is not described as Kubernetes objects",
+                offering.name
+            ));
         }
         for object in &offering.objects {
             let (version, kind) = (object.api_version.as_str(), object.kind.as_str());

@@ -87,11 +87,11 @@ impl KubernetesProvisioner {
         match stand {
             Stand::Sent if !is_watched(resource) => State::Ready,
             Stand::Sent => State::Waiting(format!("{kind} {name} is being made.")),
-            Stand::Missing | Stand::Going(_) if namespace && instance.established => State::Failed(lost(name)),
+            Stand::Missing | Stand::Going if namespace && instance.established => State::Failed(lost(name)),
             Stand::Missing => State::Missing(format!("{kind} {name} is to be made.")),
-            Stand::Other(_) => State::Missing(format!("{kind} {name} is being changed.")),
+            Stand::Other => State::Missing(format!("{kind} {name} is being changed.")),
             // Only applying again tells whether it is gone, and makes it then.
-            Stand::Going(_) => State::Missing(format!("Waiting for the earlier {kind} {name} to go.")),
+            Stand::Going => State::Missing(format!("Waiting for the earlier {kind} {name} to go.")),
             Stand::Live(object) => {
                 let health = health::of(&object, wanted);
                 if kind == "Service" {
@@ -156,7 +156,10 @@ impl KubernetesProvisioner {
     async fn events(&self, instance: &InstanceRef) -> PortResult<Vec<Value>> {
         let namespace = dress::namespace(&self.settings, &instance.iid);
         let params = ListParams::default().fields("type=Warning");
-        let mut events = self.cluster.list(&self.warnings(), &namespace, &params, false).await?;
+        let mut events = self
+            .cluster
+            .list(&self.warnings(), &namespace, &params, false)
+            .await?;
         if self.settings.shared_namespace.is_some() {
             // Names in a shared namespace all hold the iid.
             events.retain(|event| shape::text(event, "/involvedObject/name").contains(&instance.iid));

@@ -48,7 +48,9 @@ impl Refusal {
     /// A refusal from what the server sent.
     pub fn of(status: &Status, verb: &'static str, resource: &Resource, name: &str) -> Self {
         let causes = status.details.iter().flat_map(|details| &details.causes);
-        let terminating = causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating");
+        let terminating = causes
+            .into_iter()
+            .any(|cause| cause.reason == "NamespaceTerminating");
         Self {
             reason: status.reason.clone(),
             terminating,
@@ -340,8 +342,14 @@ mod tests {
     #[test]
     fn words_about_a_secret_are_not_repeated() {
         for (code, message) in [
-            (422, "Secret \"db\" is invalid: data[password]: Invalid value: \"hunter2\""),
-            (400, "admission webhook \"x\" denied the request: hunter2 is too short"),
+            (
+                422,
+                "Secret \"db\" is invalid: data[password]: Invalid value: \"hunter2\"",
+            ),
+            (
+                400,
+                "admission webhook \"x\" denied the request: hunter2 is too short",
+            ),
             (403, "exceeded quota hunter2"),
         ] {
             let error = PortError::from(refused("Secret", code, message));

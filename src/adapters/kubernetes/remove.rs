@@ -52,7 +52,12 @@ impl Turn {
 }
 
 /// Kinds that stay beside the volumes when these are kept.
-const STAY: [&str; 4] = ["Namespace", "PersistentVolumeClaim", "ResourceQuota", "LimitRange"];
+const STAY: [&str; 4] = [
+    "Namespace",
+    "PersistentVolumeClaim",
+    "ResourceQuota",
+    "LimitRange",
+];
 
 impl KubernetesProvisioner {
     pub(super) async fn remove_all(&self, instance: &InstanceRef, volumes: Volumes) -> PortResult<Removal> {
@@ -102,7 +107,12 @@ impl KubernetesProvisioner {
     }
 
     /// Empties and removes a namespace of the instance's own. `None` = nothing (more) of it is to go.
-    async fn leave(&self, instance: &InstanceRef, home: &str, volumes: Volumes) -> PortResult<Option<String>> {
+    async fn leave(
+        &self,
+        instance: &InstanceRef,
+        home: &str,
+        volumes: Volumes,
+    ) -> PortResult<Option<String>> {
         let resource = self.namespaces();
         let seen = self.watches.on(&resource).one(&instance.iid, "", home);
         let namespace = match seen {
@@ -114,7 +124,10 @@ impl KubernetesProvisioner {
             return Ok(None);
         };
         if !is_ours(&namespace, &instance.iid) {
-            warn!(namespace = home, "a namespace with the name of an instance's is not the broker's; it stays");
+            warn!(
+                namespace = home,
+                "a namespace with the name of an instance's is not the broker's; it stays"
+            );
             return Ok(None);
         }
         if is_going(&namespace) {
@@ -142,7 +155,12 @@ impl KubernetesProvisioner {
     }
 
     /// Removes everything of the instance from a namespace it shares.
-    async fn clear(&self, instance: &InstanceRef, place: &str, volumes: Volumes) -> PortResult<Option<String>> {
+    async fn clear(
+        &self,
+        instance: &InstanceRef,
+        place: &str,
+        volumes: Volumes,
+    ) -> PortResult<Option<String>> {
         let mut objects = self.known(instance, place);
         for (resource, name) in self.labelled(&instance.iid, place).await? {
             let reference = ObjectRef {
@@ -168,7 +186,11 @@ impl KubernetesProvisioner {
     /// What is known to be in a namespace without asking: the inventory, and what the watches show.
     fn known(&self, instance: &InstanceRef, place: &str) -> Vec<(Resource, ObjectRef)> {
         let mut known: BTreeMap<ObjectRef, Resource> = BTreeMap::new();
-        for object in instance.inventory.iter().filter(|object| object.namespace == place) {
+        for object in instance
+            .inventory
+            .iter()
+            .filter(|object| object.namespace == place)
+        {
             let resource = Kinds::usual(&object.api_version, &object.kind)
                 .or_else(|| self.kinds.known(&object.api_version, &object.kind))
                 .unwrap_or_else(|| Resource::unknown(&object.api_version, &object.kind));
@@ -190,7 +212,10 @@ impl KubernetesProvisioner {
                 }
             }
         }
-        known.into_iter().map(|(reference, resource)| (resource, reference)).collect()
+        known
+            .into_iter()
+            .map(|(reference, resource)| (resource, reference))
+            .collect()
     }
 
     /// Removes `objects` turn by turn, up to and with the turn `last`; the text says what is waited for.
@@ -268,7 +293,11 @@ impl KubernetesProvisioner {
             return Ok(Left::Going(holders(&live)));
         }
         let params = exactly(&live, params);
-        match self.cluster.ask(&resource, namespace, name, Ask::Delete(&params)).await {
+        match self
+            .cluster
+            .ask(&resource, namespace, name, Ask::Delete(&params))
+            .await
+        {
             // What nothing holds is gone at once.
             Ok(answer) if answer.get("kind") == Some(&Value::from("Status")) => Ok(Left::Gone),
             Ok(answer) => Ok(Left::Going(holders(&answer))),
@@ -298,7 +327,11 @@ impl KubernetesProvisioner {
                 Err(refused) if refused.is_gone() || refused.is_forbidden() => continue,
                 Err(refused) => return Err(refused.into()),
             };
-            found.extend(listed.iter().map(|o| (resource.clone(), shape::name(o).to_owned())));
+            found.extend(
+                listed
+                    .iter()
+                    .map(|o| (resource.clone(), shape::name(o).to_owned())),
+            );
         }
         Ok(found)
     }
@@ -308,24 +341,30 @@ impl KubernetesProvisioner {
         self.mark_volumes(instance, home).await?;
         let change = json!({"metadata": {"labels": {RETAINED: "true"}}});
         let namespaces = self.namespaces();
-        self.cluster.ask(&namespaces, "", home, Ask::Merge(&change)).await?;
+        self.cluster
+            .ask(&namespaces, "", home, Ask::Merge(&change))
+            .await?;
         Ok(())
     }
 
     async fn mark_volumes(&self, instance: &InstanceRef, place: &str) -> PortResult<()> {
         let change = json!({"metadata": {"labels": {RETAINED: "true"}}});
         let volumes = self.volumes();
-        let params = ListParams::default().labels(&format!("{}={},!{RETAINED}", names::INSTANCE, instance.iid));
+        let params =
+            ListParams::default().labels(&format!("{}={},!{RETAINED}", names::INSTANCE, instance.iid));
         for volume in self.cluster.list(&volumes, place, &params, true).await? {
             let name = shape::name(&volume);
-            self.cluster.ask(&volumes, place, name, Ask::Merge(&change)).await?;
+            self.cluster
+                .ask(&volumes, place, name, Ask::Merge(&change))
+                .await?;
         }
         Ok(())
     }
 
     /// The iids of everything of ours in the cluster.
     pub(super) async fn list_all(&self) -> PortResult<Vec<String>> {
-        let params = ListParams::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
+        let params =
+            ListParams::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
         let mut iids = BTreeSet::new();
         let shared = self.settings.shared_namespace.clone();
         let resources: Vec<Resource> = match &shared {
@@ -360,7 +399,12 @@ fn holders(object: &Value) -> Option<String> {
         .iter()
         .filter_map(Value::as_str)
         // These are the cluster's own, and say only that it is at it.
-        .filter(|name| !matches!(*name, "foregroundDeletion" | "orphan" | "kubernetes.io/pvc-protection"))
+        .filter(|name| {
+            !matches!(
+                *name,
+                "foregroundDeletion" | "orphan" | "kubernetes.io/pvc-protection"
+            )
+        })
         .collect();
     (!held.is_empty()).then(|| format!("the finalizer {}", held.join(" and ")))
 }

@@ -41,8 +41,7 @@ pub(super) fn of(live: &Value, wanted: &Value) -> Reshape {
         };
         text(live) != text(wanted)
     };
-    let mut again =
-        differs("/spec/serviceName", "") || differs("/spec/podManagementPolicy", "OrderedReady");
+    let mut again = differs("/spec/serviceName", "") || differs("/spec/podManagementPolicy", "OrderedReady");
     let mut growths = Vec::new();
     let templates = "/spec/volumeClaimTemplates";
     let (there, want) = (shape::list(live, templates), shape::list(wanted, templates));
@@ -54,7 +53,8 @@ pub(super) fn of(live: &Value, wanted: &Value) -> Reshape {
             continue;
         };
         let class = "/spec/storageClassName";
-        if !shape::text(template, class).is_empty() && shape::text(template, class) != shape::text(old, class) {
+        if !shape::text(template, class).is_empty() && shape::text(template, class) != shape::text(old, class)
+        {
             return Reshape::Refused(format!(
                 "The volume {name} is of the StorageClass {}; it cannot move to {}. Create a new instance and move the data.",
                 shape::text(old, class),
@@ -76,7 +76,10 @@ pub(super) fn of(live: &Value, wanted: &Value) -> Reshape {
             }),
             _ => {}
         }
-        again |= !holds(old.pointer("/metadata/labels"), template.pointer("/metadata/labels"));
+        again |= !holds(
+            old.pointer("/metadata/labels"),
+            template.pointer("/metadata/labels"),
+        );
     }
     if again || !growths.is_empty() {
         Reshape::Again(growths)
@@ -143,7 +146,9 @@ mod tests {
     #[test]
     fn another_class_or_other_pods_are_refused() {
         let live = set("1Gi", Some("fast"), None);
-        assert!(matches!(of(&live, &set("1Gi", Some("slow"), None)), Reshape::Refused(why) if why.contains("slow")));
+        assert!(
+            matches!(of(&live, &set("1Gi", Some("slow"), None)), Reshape::Refused(why) if why.contains("slow"))
+        );
         let mut other = set("1Gi", None, None);
         other["spec"]["selector"] = json!({"matchLabels": {"a": "c"}});
         assert!(matches!(of(&live, &other), Reshape::Refused(_)));
@@ -152,13 +157,19 @@ mod tests {
     #[test]
     fn what_only_a_new_set_can_have_makes_it_again() {
         let live = set("1Gi", Some("fast"), None);
-        assert_eq!(of(&live, &set("1Gi", None, Some("Parallel"))), Reshape::Again(Vec::new()));
+        assert_eq!(
+            of(&live, &set("1Gi", None, Some("Parallel"))),
+            Reshape::Again(Vec::new())
+        );
         let mut labelled = set("1Gi", None, None);
         labelled["spec"]["volumeClaimTemplates"][0]["metadata"]["labels"]["m"] = "2".into();
         assert_eq!(of(&live, &labelled), Reshape::Again(Vec::new()));
         let mut more = set("1Gi", None, None);
         let second = json!({"metadata": {"name": "log"}, "spec": {}});
-        more["spec"]["volumeClaimTemplates"].as_array_mut().unwrap().push(second);
+        more["spec"]["volumeClaimTemplates"]
+            .as_array_mut()
+            .unwrap()
+            .push(second);
         assert_eq!(of(&live, &more), Reshape::Again(Vec::new()));
     }
 }

@@ -163,12 +163,7 @@ impl Watches {
 }
 
 /// Lists, then watches from there; forever, until nobody holds the watch any more.
-async fn follow(
-    cluster: Arc<Cluster>,
-    resource: Resource,
-    namespace: String,
-    watch: std::sync::Weak<Watch>,
-) {
+async fn follow(cluster: Arc<Cluster>, resource: Resource, namespace: String, watch: std::sync::Weak<Watch>) {
     let mut pause = SHORTEST_PAUSE;
     let mut version: Option<String> = None;
     loop {
@@ -283,7 +278,10 @@ async fn watched(
                 _ => Err((lost("the server ended the watch"), None)),
             };
         }
-        if let Some(now) = object.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
+        if let Some(now) = object
+            .pointer("/metadata/resourceVersion")
+            .and_then(Value::as_str)
+        {
             now.clone_into(&mut version);
         }
         let Some(watch) = watch.upgrade() else {
@@ -355,7 +353,12 @@ fn slim_spec(resource: &Resource, spec: &mut Value) {
         "Pod" => {
             spec.retain(|name, _| matches!(name.as_str(), "nodeName" | "containers" | "initContainers"));
             for name in ["containers", "initContainers"] {
-                for container in spec.get_mut(name).and_then(Value::as_array_mut).into_iter().flatten() {
+                for container in spec
+                    .get_mut(name)
+                    .and_then(Value::as_array_mut)
+                    .into_iter()
+                    .flatten()
+                {
                     if let Value::Object(container) = container {
                         container.retain(|name, _| matches!(name.as_str(), "name" | "ports" | "image"));
                     }
