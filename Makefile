@@ -14,13 +14,16 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo run test check bench gen deps
+.PHONY: help demo demo-kubernetes run test check bench gen deps
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: deps ## Build, start a broker and take a real PostgreSQL through its whole life
 	@scripts/demo.sh
+
+demo-kubernetes: deps ## The same story with pods, on a Kubernetes node of its own (root)
+	@scripts/demo-kubernetes.sh
 
 run: deps ## Serve on http://127.0.0.1:8080 until stopped (ARGS="--port 9090")
 	cargo run --release -- dev $(ARGS)
