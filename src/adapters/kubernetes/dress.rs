@@ -220,7 +220,8 @@ impl Wardrobe<'_> {
             return;
         };
         if let Some(class) = &self.settings.priority_class {
-            spec.entry("priorityClassName").or_insert_with(|| class.clone().into());
+            spec.entry("priorityClassName")
+                .or_insert_with(|| class.clone().into());
         }
         // An operator gives its pods an account and a token of its own, which they need.
         if !usual {

@@ -10,7 +10,8 @@ use serde_json::Value;
 pub(super) fn of(settings: &KubernetesSettings, namespace: &str, services: &[&Value]) -> Vec<Endpoint> {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     for service in services {
-        if shape::kind(service) != "Service" {
+        // What a watch lists does not say its kind.
+        if !matches!(shape::kind(service), "" | "Service") {
             continue;
         }
         for (name, port) in shape::annotated_ports(service, names::ENDPOINTS) {
@@ -75,7 +76,10 @@ mod tests {
         let service = service("ClusterIP", "monitor, client,nothing", &ports, &json!([]));
         assert_eq!(
             found(&[&service, &service]),
-            ["monitor db.osb-x.svc.cluster.local:3", "client db.osb-x.svc.cluster.local:2"]
+            [
+                "monitor db.osb-x.svc.cluster.local:3",
+                "client db.osb-x.svc.cluster.local:2"
+            ]
         );
     }
 
@@ -90,9 +94,17 @@ mod tests {
         let ports = json!([{"name": "client", "port": 2}]);
         for (kind, ingress, host) in [
             ("LoadBalancer", json!([{"ip": "192.0.2.7"}]), "192.0.2.7"),
-            ("LoadBalancer", json!([{"ip": "192.0.2.7", "hostname": "lb.example.com"}]), "lb.example.com"),
+            (
+                "LoadBalancer",
+                json!([{"ip": "192.0.2.7", "hostname": "lb.example.com"}]),
+                "lb.example.com",
+            ),
             ("LoadBalancer", json!([]), "db.osb-x.svc.cluster.local"),
-            ("ClusterIP", json!([{"ip": "192.0.2.7"}]), "db.osb-x.svc.cluster.local"),
+            (
+                "ClusterIP",
+                json!([{"ip": "192.0.2.7"}]),
+                "db.osb-x.svc.cluster.local",
+            ),
         ] {
             let service = service(kind, "client", &ports, &ingress);
             assert_eq!(found(&[&service]), [format!("client {host}:2")]);

@@ -90,9 +90,18 @@ mod tests {
     #[test]
     fn a_private_registry_takes_the_place_of_the_other() {
         for (image, behind) in [
-            ("postgres:18@sha256:x", "nexus.example.com/mirror/postgres:18@sha256:x"),
-            ("library/postgres@sha256:x", "nexus.example.com/mirror/library/postgres@sha256:x"),
-            ("ghcr.io/cnpg/postgresql:17@sha256:x", "nexus.example.com/mirror/cnpg/postgresql:17@sha256:x"),
+            (
+                "postgres:18@sha256:x",
+                "nexus.example.com/mirror/postgres:18@sha256:x",
+            ),
+            (
+                "library/postgres@sha256:x",
+                "nexus.example.com/mirror/library/postgres@sha256:x",
+            ),
+            (
+                "ghcr.io/cnpg/postgresql:17@sha256:x",
+                "nexus.example.com/mirror/cnpg/postgresql:17@sha256:x",
+            ),
             ("localhost/a:1", "nexus.example.com/mirror/a:1"),
             ("host:5000/a:1", "nexus.example.com/mirror/a:1"),
             ("nexus.example.com/mirror/a:1", "nexus.example.com/mirror/a:1"),

@@ -65,7 +65,8 @@ mod tests {
             "replicas": 2, "ordinals": {"start": 3},
             "volumeClaimTemplates": [{"metadata": {"name": "data"}}, {"metadata": {"name": "log"}}],
         }});
-        let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data-db-3"}});
+        let claim =
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data-db-3"}});
         let found = of(&[dressed(claim), dressed(set)]);
         let names: Vec<_> = found.iter().map(|r| (r.kind.as_str(), r.name.as_str())).collect();
         assert_eq!(

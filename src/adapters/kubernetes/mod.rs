@@ -25,6 +25,8 @@ mod quota;
 pub mod rbac;
 mod shape;
 mod tenancy;
+mod trouble;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -75,7 +75,11 @@ pub(super) fn hard(objects: &[Value]) -> Map<String, Value> {
         set("requests.cpu", quantity::cpu(more(all.cpu, one.cpu)));
         set("requests.memory", quantity::bytes(more(all.memory, one.memory)));
         set("limits.memory", quantity::bytes(more(all.limit, one.limit)));
-        let claims = if demand.claims == 0 { 0 } else { more(demand.claims, 1) };
+        let claims = if demand.claims == 0 {
+            0
+        } else {
+            more(demand.claims, 1)
+        };
         set("persistentvolumeclaims", claims.to_string());
         set(
             "requests.storage",
@@ -341,7 +345,12 @@ mod tests {
         });
         let hard = hard(&[cluster]);
         assert_eq!(
-            (&hard["pods"], &hard["requests.cpu"], &hard["requests.storage"], &hard["persistentvolumeclaims"]),
+            (
+                &hard["pods"],
+                &hard["requests.cpu"],
+                &hard["requests.storage"],
+                &hard["persistentvolumeclaims"]
+            ),
             (&json!("4"), &json!("4200m"), &json!("95Gi"), &json!("8"))
         );
         let other = json!({"apiVersion": "helm.toolkit.fluxcd.io/v2", "kind": "HelmRelease"});

@@ -27,15 +27,33 @@ pub(super) fn surroundings(
     let mut all = Vec::new();
     if settings.shared_namespace.is_none() {
         all.push(namespace(settings, instance));
-        all.push(object("v1", "ResourceQuota", &base, "spec", json!({"hard": quota::hard(objects)})));
-        all.push(object("v1", "LimitRange", &base, "spec", json!({"limits": quota::limits(objects)})));
+        all.push(object(
+            "v1",
+            "ResourceQuota",
+            &base,
+            "spec",
+            json!({"hard": quota::hard(objects)}),
+        ));
+        all.push(object(
+            "v1",
+            "LimitRange",
+            &base,
+            "spec",
+            json!({"limits": quota::limits(objects)}),
+        ));
     }
     let account = objects
         .iter()
         .any(|object| shape::kind(object) == "ServiceAccount" && shape::name(object) == base);
     if !account {
         let off = Value::Bool(false);
-        all.push(object("v1", "ServiceAccount", &base, "automountServiceAccountToken", off));
+        all.push(object(
+            "v1",
+            "ServiceAccount",
+            &base,
+            "automountServiceAccountToken",
+            off,
+        ));
     }
     let pods = pods(settings, instance);
     let peer = json!([{"podSelector": pods}]);
