@@ -2,11 +2,13 @@
 
 pub mod catalog;
 mod clock;
+mod kubernetes;
 mod platforms;
 mod rows;
 mod server;
 
 pub use clock::{SystemClock, random_token};
+pub use kubernetes::kubernetes_settings;
 pub use rows::SqlRows;
 pub use server::serve;
 
