@@ -3,8 +3,10 @@
 pub mod nats;
 pub mod password;
 pub mod redis;
+pub mod s3;
 pub mod sql;
 mod sql_cockroach;
 mod sql_postgres;
 mod sql_settings;
 mod sql_text;
+mod web;
