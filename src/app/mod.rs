@@ -11,7 +11,7 @@ pub use rows::SqlRows;
 pub use server::serve;
 
 use crate::adapters::credentials::{
-    nats::Nats, redis::Redis, s3::S3, sql::Sql,
+    cassandra::Cassandra, nats::Nats, redis::Redis, s3::S3, sql::Sql,
 };
 use crate::adapters::local::{LocalProvisioner, LocalSettings};
 use crate::adapters::sealed::{Keys, SealedStore};
@@ -107,11 +107,12 @@ fn make_private_file(path: &Path) -> std::io::Result<()> {
 
 /// The credential mechanisms there are.
 pub fn mechanisms(clock: &Arc<dyn Clock>) -> BTreeMap<String, Arc<dyn CredentialMechanism>> {
-    let all: [Arc<dyn CredentialMechanism>; 4] = [
+    let all: [Arc<dyn CredentialMechanism>; 5] = [
         Arc::new(Sql),
         Arc::new(Redis),
         Arc::new(Nats::new(clock.clone())),
         Arc::new(S3::new(clock.clone())),
+        Arc::new(Cassandra),
     ];
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
 }

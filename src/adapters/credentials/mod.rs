@@ -1,5 +1,6 @@
 //! Credential mechanisms: how users are made and revoked on each kind of server.
 
+pub mod cassandra;
 pub mod nats;
 pub mod password;
 pub mod redis;
