@@ -11,7 +11,7 @@ pub use rows::SqlRows;
 pub use server::serve;
 
 use crate::adapters::credentials::{
-    cassandra::Cassandra, nats::Nats, redis::Redis, s3::S3, sql::Sql,
+    cassandra::Cassandra, couchdb::CouchDb, nats::Nats, redis::Redis, s3::S3, sql::Sql,
 };
 use crate::adapters::local::{LocalProvisioner, LocalSettings};
 use crate::adapters::sealed::{Keys, SealedStore};
@@ -107,12 +107,13 @@ fn make_private_file(path: &Path) -> std::io::Result<()> {
 
 /// The credential mechanisms there are.
 pub fn mechanisms(clock: &Arc<dyn Clock>) -> BTreeMap<String, Arc<dyn CredentialMechanism>> {
-    let all: [Arc<dyn CredentialMechanism>; 5] = [
+    let all: [Arc<dyn CredentialMechanism>; 6] = [
         Arc::new(Sql),
         Arc::new(Redis),
         Arc::new(Nats::new(clock.clone())),
         Arc::new(S3::new(clock.clone())),
         Arc::new(Cassandra),
+        Arc::new(CouchDb::new()),
     ];
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
 }
