@@ -11,8 +11,14 @@ have_helm() {
   command -v go >/dev/null || return 1
   local made=$CHANDLER_CACHE/tools/helm-$helm_version.$$
   say "Building Helm $helm_version into $(dirname "$helm") (once, some minutes) …"
+  # As its own Makefile does: otherwise it takes itself for a Helm of Kubernetes 1.20.
+  local flags='-s -w' package
+  for package in pkg/chartutil pkg/lint/rules; do
+    flags+=" -X helm.sh/helm/v3/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/$package.k8sVersionMinor=37"
+  done
+  flags+=" -X helm.sh/helm/v3/internal/version.version=v$helm_version"
   mkdir -p "$made"
-  if ! GOBIN=$made GOFLAGS='' CGO_ENABLED=0 go install -trimpath -ldflags='-s -w' "helm.sh/helm/v3/cmd/helm@v$helm_version"; then
+  if ! GOBIN=$made GOFLAGS='' CGO_ENABLED=0 go install -trimpath -ldflags="$flags" "helm.sh/helm/v3/cmd/helm@v$helm_version"; then
     rm -rf "$made"
     return 1
   fi
