@@ -224,7 +224,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
-        Command::Doctor(place) => operators::doctor(&place),
+        Command::Doctor(place) => operators::doctor(&place).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),
     }
