@@ -113,7 +113,7 @@ impl KubernetesProvisioner {
         home: &str,
         volumes: Volumes,
     ) -> PortResult<Option<String>> {
-        let resource = self.namespaces();
+        let resource = Kinds::namespaces();
         let seen = self.watches.on(&resource).one(&instance.iid, "", home);
         let namespace = match seen {
             // Nothing to do but wait, and the watch shows it.
@@ -200,7 +200,11 @@ impl KubernetesProvisioner {
         let usual = workloads.into_iter().chain([("batch/v1", "Job")]);
         let usual = usual.filter_map(|(version, kind)| Kinds::usual(version, kind));
         for resource in usual.chain(self.custom()) {
-            for object in self.watches.on(&resource).of(&instance.iid).unwrap_or_default() {
+            let seen = self
+                .watches
+                .begun(&resource)
+                .and_then(|watch| watch.of(&instance.iid).ok());
+            for object in seen.unwrap_or_default() {
                 let reference = ObjectRef {
                     api_version: resource.api_version.clone(),
                     kind: resource.kind.clone(),
@@ -256,7 +260,7 @@ impl KubernetesProvisioner {
 
     /// Pods that have not ended, as far as the watch shows.
     fn stopping(&self, instance: &InstanceRef, place: &str) -> Option<String> {
-        let pods = self.watches.on(&self.pods()).of(&instance.iid).ok()?;
+        let pods = self.watches.on(&Kinds::pods()).of(&instance.iid).ok()?;
         let left: Vec<&Value> = pods
             .iter()
             .filter(|pod| shape::text(pod, "/metadata/namespace") == place)
@@ -340,7 +344,7 @@ impl KubernetesProvisioner {
     async fn retain(&self, instance: &InstanceRef, home: &str) -> PortResult<()> {
         self.mark_volumes(instance, home).await?;
         let change = json!({"metadata": {"labels": {RETAINED: "true"}}});
-        let namespaces = self.namespaces();
+        let namespaces = Kinds::namespaces();
         self.cluster
             .ask(&namespaces, "", home, Ask::Merge(&change))
             .await?;
@@ -349,7 +353,7 @@ impl KubernetesProvisioner {
 
     async fn mark_volumes(&self, instance: &InstanceRef, place: &str) -> PortResult<()> {
         let change = json!({"metadata": {"labels": {RETAINED: "true"}}});
-        let volumes = self.volumes();
+        let volumes = Kinds::volumes();
         let params =
             ListParams::default().labels(&format!("{}={},!{RETAINED}", names::INSTANCE, instance.iid));
         for volume in self.cluster.list(&volumes, place, &params, true).await? {
@@ -368,7 +372,7 @@ impl KubernetesProvisioner {
         let mut iids = BTreeSet::new();
         let shared = self.settings.shared_namespace.clone();
         let resources: Vec<Resource> = match &shared {
-            None => vec![self.namespaces()],
+            None => vec![Kinds::namespaces()],
             Some(_) => KINDS
                 .iter()
                 .filter(|(_, kind, _)| *kind != "Secret")
