@@ -74,15 +74,18 @@ pub(super) fn document(bucket: &str, grant: &Grant) -> PortResult<Value> {
     let bucket_arn = format!("arn:aws:s3:::{bucket}");
     let mut list = json!({
         "Effect": "Allow",
-        "Action": ["s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"],
+        "Action": ["s3:ListBucket", "s3:ListBucketVersions"],
         "Resource": [bucket_arn],
     });
-    if !prefix.is_empty() {
-        list["Condition"] = json!({"StringLike": {"s3:prefix": [format!("{prefix}*")]}});
-    }
     let mut on_bucket = vec!["s3:GetBucketLocation"];
-    if grant.role == "owner" && prefix.is_empty() {
-        on_bucket.extend(CONFIGURE);
+    if prefix.is_empty() {
+        // Servers take no condition on the prefix for this one.
+        on_bucket.push("s3:ListBucketMultipartUploads");
+        if grant.role == "owner" {
+            on_bucket.extend(CONFIGURE);
+        }
+    } else {
+        list["Condition"] = json!({"StringLike": {"s3:prefix": [format!("{prefix}*")]}});
     }
     Ok(json!({
         "Version": "2012-10-17",
@@ -164,6 +167,6 @@ mod tests {
         let text = text("owner", &json!({"prefix": "shop/"}));
         assert!(text.contains(r#""Condition":{"StringLike":{"s3:prefix":["shop/*"]}}"#));
         assert!(text.contains("arn:aws:s3:::data/shop/*") && !text.contains("arn:aws:s3:::data/*"));
-        assert!(!text.contains("PutBucket"));
+        assert!(!text.contains("PutBucket") && !text.contains("MultipartUploads"));
     }
 }
