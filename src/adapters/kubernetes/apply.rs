@@ -266,8 +266,11 @@ impl KubernetesProvisioner {
                 if is_going(&live) {
                     return Ok(false);
                 }
-                let same = hash(&live) == hash(&wanted.object);
-                if picky && !same && !self.may_change(resource, &live, wanted).await? {
+                if hash(&live) == hash(&wanted.object) {
+                    self.notes.sent(iid, reference, hash(&wanted.object));
+                    return Ok(true);
+                }
+                if picky && !self.may_change(resource, &live, wanted).await? {
                     return Ok(false);
                 }
             }

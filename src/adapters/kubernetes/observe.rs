@@ -26,8 +26,12 @@ impl KubernetesProvisioner {
         let iid = instance.iid.as_str();
         let all = dress::dressed(&self.settings, instance, desired)?;
         // Before anything else, so that they all begin at once.
-        for kind in [self.pods(), self.volumes()] {
-            self.watches.on(&kind);
+        let mut kinds = vec![self.pods(), self.volumes()];
+        for object in &all {
+            kinds.push(self.resource(&object.reference).await?);
+        }
+        for kind in kinds.iter().filter(|kind| is_watched(kind)) {
+            self.watches.on(kind);
         }
         let mut services = Vec::new();
         for (phase, objects) in phases(&all) {
