@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo run test check bench image gen deps
+.PHONY: help demo run test check bench image testbed gen deps
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: deps ## Measure speed and memory; the method is in bench/README.md
 
 image: ## Make a container image of the release binary
 	@scripts/image.sh $(ARGS)
+
+testbed: ## Start a Kubernetes node for tests, as root (ARGS="kubernetes vault"); tests/testbed/README.md
+	@tests/testbed/up $(ARGS)
 
 gen: ## Make the generated files anew
 	scripts/gen.sh
