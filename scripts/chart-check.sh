@@ -48,6 +48,18 @@ given() {
   mkdir -p "$dir/catalog.d/plans"
 }
 
+# documents FILE: the YAML documents of a file without comments, sorted, because Helm has an order of its own. A folded text
+# becomes one line: where it is folded depends on how long the names in it are.
+documents() {
+  grep -v '^#' "$1" | awk '
+    { match($0, /[^ -]/); column = RSTART }
+    folding && column > key { sub(/^ +/, ""); printf " %s", $0; next }
+    folding { print ""; folding = 0 }
+    / >-$/ { sub(/ >-$/, ""); printf "%s", $0; folding = 1; key = column; next }
+    { print }
+    END { if (folding) print "" }' | awk 'BEGIN { RS = "(^|\n)---\n" } NF { gsub(/\n+$/, ""); gsub(/\n/, "\036"); print }' | sort | tr '\036' '\n'
+}
+
 shapes=0
 for values in "$chart"/ci/*-values.yaml; do
   shape=$(basename "$values" -values.yaml)
@@ -62,6 +74,15 @@ for values in "$chart"/ci/*-values.yaml; do
     --api-versions monitoring.coreos.com/v1/PrometheusRule >"$room/$shape-monitored.yaml"
   if grep -q '^kind: Secret$' "$room/$shape.yaml"; then fail "$shape makes a Secret of its own"; fi
   given "$shape"
+  # The rights a shape gives are those the broker says it needs with the configuration of that very shape.
+  if grep -q '^kind: ServiceAccount$' "$room/$shape.yaml"; then
+    documents <(render -f "$values" --show-only templates/rbac.yaml) >"$room/given"
+    documents <("$chandler" rbac --config "$room/$shape-files/chandler.yaml" --service-account platform/broker-chandler \
+      2>/dev/null) >"$room/needed"
+    [ -s "$room/needed" ] || fail "no rights are needed for $shape"
+    diff -u --label "$shape: what the broker needs" --label "$shape: what the chart gives" "$room/needed" "$room/given" >&2 ||
+      fail "$shape does not give the rights that the broker needs; \`make gen\` may help"
+  fi
   "$chandler" config check --config "$room/$shape-files/chandler.yaml" >"$room/said" ||
     fail "the broker refuses what $shape configures: $(cat "$room/said")"
 done
@@ -107,6 +128,7 @@ refused 'tenancy.namespace is only for' "${least[@]}" --set tenancy.namespace=se
 refused 'serviceAccount.name must be given' "${least[@]}" --set serviceAccount.create=false
 refused 'store.postgres.host must be given' "${least[@]}" --set store.kind=postgres
 refused 'store.postgres.existingSecret must be given' "${least[@]}" --set store.kind=postgres
+refused 'transport: the chart gives' "${least[@]}" --set config.provisioner.kubernetes.transport=auto
 refused 'sealKeys.primary must be given' "${two[@]}" --set sealKeys.primary=
 # Nothing is given: everything that is missing is told at once.
 for missing in 'image.repository must' 'tls.existingSecret must' 'platforms must' 'sealKeys.keys must'; do refused "$missing"; done

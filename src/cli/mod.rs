@@ -61,7 +61,8 @@ enum Command {
     Probe(probe::ProbeArgs),
     /// Print the rights the broker needs in a Kubernetes cluster, and the policy that bounds them.
     Rbac(rbac::RbacArgs),
-    /// Write the files that are generated from the code: API document, configuration reference, catalogue table.
+    /// Write the files that are generated from the code: API document, configuration reference, catalogue table, the
+    /// chart's rights.
     #[command(hide = true)]
     Generate {
         /// The repository, or another directory to compare with it.
@@ -260,12 +261,13 @@ fn hash_password() -> anyhow::Result<()> {
 fn generate(dir: &std::path::Path) -> anyhow::Result<()> {
     let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
     let catalog = app::catalog::load(&config::Catalog::default(), &app::mechanisms(&clock))?;
-    for (name, text) in [
+    let documents = [
         ("openapi/chandler.json", crate::http::openapi::document_json()),
         ("docs/config.schema.json", config::config_schema_json()),
         ("docs/configuration.md", config::config_reference()),
         ("docs/catalog.md", operators::catalog_table(&catalog)),
-    ] {
+    ];
+    for (name, text) in documents.into_iter().chain(rbac::for_chart(&catalog)) {
         let path = dir.join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;

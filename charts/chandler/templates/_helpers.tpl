@@ -116,6 +116,9 @@ capabilities: {drop: [ALL]}
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
 {{- $wrong = append $wrong "serviceAccount.name must be given when serviceAccount.create is false" -}}
 {{- end -}}
+{{- if and .Values.rbac.create (ne (dig "provisioner" "kubernetes" "transport" "direct" .Values.config) "direct") -}}
+{{- $wrong = append $wrong "config.provisioner.kubernetes.transport: the chart gives the rights of `direct` alone; leave it out, or set rbac.create: false and apply what `chandler rbac` prints" -}}
+{{- end -}}
 {{- if $wrong -}}
 {{- fail (printf "\n\nThe chart cannot be installed like this:\n  - %s\n" (join "\n  - " $wrong)) -}}
 {{- end -}}
@@ -146,7 +149,7 @@ than the broker look at; the volume of the Deployment puts the files there.
 {{- if .Values.catalog.configMaps -}}
 {{- $_ := set $catalog "dirs" (list "catalog.d") -}}
 {{- end -}}
-{{- $kubernetes := dict "broker_namespace" .Release.Namespace "tenancy" .Values.tenancy.mode -}}
+{{- $kubernetes := dict "broker_namespace" .Release.Namespace "tenancy" .Values.tenancy.mode "transport" "direct" -}}
 {{- with .Values.tenancy.namespace -}}
 {{- $_ := set $kubernetes "namespace" . -}}
 {{- end -}}
