@@ -113,6 +113,8 @@ fn libraries_stay_home() {
         ("redis", &["adapters/credentials/redis"]),
         ("async_nats", &["adapters/credentials/nats"]),
         ("clap", &["cli", "main"]),
+        ("kube", &["adapters/kubernetes"]),
+        ("k8s_openapi", &["adapters/kubernetes"]),
     ];
     let mut wrong = Vec::new();
     for (path, text) in source() {
