@@ -116,8 +116,8 @@ impl KubernetesProvisioner {
         let resource = Kinds::namespaces();
         let seen = self.watches.on(&resource).one(&instance.iid, "", home);
         let namespace = match seen {
-            // Nothing to do but wait, and the watch shows it.
-            Ok(Some(seen)) if is_going(&seen) => Some(seen),
+            Ok(Some(seen)) => Some(seen),
+            // Only the server's word counts for gone.
             _ => self.look(&resource, "", home, Ask::Get).await?,
         };
         let Some(namespace) = namespace else {
@@ -142,7 +142,7 @@ impl KubernetesProvisioner {
             self.retain(instance, home).await?;
             return Ok(None);
         }
-        if let Some(text) = self.clear_all(instance, home, &objects, Turn::Workload).await? {
+        if let Some(text) = self.clear_all(instance, home, &objects, Turn::Volume).await? {
             return Ok(Some(text));
         }
         let params = exactly(&namespace, DeleteParams::background());
@@ -197,7 +197,8 @@ impl KubernetesProvisioner {
             known.insert(object.clone(), resource);
         }
         let workloads = ["StatefulSet", "Deployment"].map(|kind| ("apps/v1", kind));
-        let usual = workloads.into_iter().chain([("batch/v1", "Job")]);
+        let others = [("batch/v1", "Job"), ("v1", "PersistentVolumeClaim")];
+        let usual = workloads.into_iter().chain(others);
         let usual = usual.filter_map(|(version, kind)| Kinds::usual(version, kind));
         for resource in usual.chain(self.custom()) {
             let seen = self
@@ -287,7 +288,14 @@ impl KubernetesProvisioner {
             Err(error) => return Err(error),
         };
         let (namespace, name) = (object.namespace.as_str(), object.name.as_str());
-        let Some(live) = self.look(&resource, namespace, name, Ask::Meta).await? else {
+        let watch = self.watches.begun(&resource);
+        let seen = watch.and_then(|watch| watch.one(iid, namespace, name).ok().flatten());
+        let live = match seen {
+            Some(seen) => Some(seen),
+            // Only the server's word counts for gone.
+            None => self.look(&resource, namespace, name, Ask::Meta).await?,
+        };
+        let Some(live) = live else {
             return Ok(Left::Gone);
         };
         if !is_ours(&live, iid) {
@@ -306,6 +314,8 @@ impl KubernetesProvisioner {
             Ok(answer) if answer.get("kind") == Some(&Value::from("Status")) => Ok(Left::Gone),
             Ok(answer) => Ok(Left::Going(holders(&answer))),
             Err(refused) if refused.is_gone() => Ok(Left::Gone),
+            // Another object has its name by now: look again.
+            Err(refused) if refused.status == 409 => Ok(Left::Going(None)),
             Err(refused) => Err(refused.into()),
         }
     }
