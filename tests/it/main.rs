@@ -15,6 +15,7 @@ mod http;
 mod injection;
 mod lifecycle;
 mod model;
+mod objects;
 mod openapi;
 mod racing;
 mod replicas;
