@@ -35,7 +35,6 @@ wanted_packages() {
   if [ $java = yes ]; then
     compgen -G '/usr/lib/jvm/java-17-openjdk-*/bin/java' >/dev/null || echo openjdk-17-jre-headless
     has_command mvn || echo maven
-    has_command unzip || echo unzip
   fi
 }
 
