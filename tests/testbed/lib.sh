@@ -9,6 +9,7 @@ TESTBED=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usual_cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chandler/testbed
 CACHE=${CHANDLER_TESTBED_CACHE:-$usual_cache}
 RUN=$CACHE/run # all state; `down` removes it
+[[ $CACHE != *[[:space:]]* ]] || { echo "error: the cache's path has a space in it: $CACHE; set CHANDLER_TESTBED_CACHE" >&2 && exit 1; }
 
 # The name of the network namespace, and of the cgroup below the root of every hierarchy. Another cache is another testbed,
 # with names of its own, so that its `down` can never mean this one.
@@ -64,14 +65,9 @@ recipe_key() { cat "$@" | sha256sum | cut -c1-8; }
 
 # --- our own cgroup -------------------------------------------------------------------------------------------------
 
-# The hierarchies: all the mounted ones of version 1, or the single one of version 2.
-cgroup_roots() {
-  if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-    echo /sys/fs/cgroup
-  else
-    awk '$3 == "cgroup" { print $2 }' /proc/mounts | sort -u
-  fi
-}
+# The hierarchies: all the mounted ones of version 1 (and an empty one of version 2 beside them), or the single one of
+# version 2.
+cgroup_roots() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts | sort -u; }
 
 # The hierarchy by which processes are found again.
 cgroup_of_processes() { if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "/sys/fs/cgroup/$IDENTITY"; else echo "/sys/fs/cgroup/pids/$IDENTITY"; fi; }
