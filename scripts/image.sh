@@ -74,7 +74,7 @@ archive() { tar --create --format=ustar --sort=name --mtime=@0 --owner=0 --group
 layers='[]' contents='[]'
 for layer in "$base" "$app"; do
   archive "$layer" >"$layer.tar"
-  gzip --no-name -9 --stdout "$layer.tar" >"$layer.tar.gz"
+  gzip --no-name --stdout "$layer.tar" >"$layer.tar.gz"
   contents=$(jq -c --arg sum "sha256:$(sha256sum "$layer.tar" | cut -d' ' -f1)" '. + [$sum]' <<<"$contents")
   descriptor=$(blob "$layer.tar.gz" application/vnd.oci.image.layer.v1.tar+gzip)
   layers=$(jq -c --argjson layer "$descriptor" '. + [$layer]' <<<"$layers")
