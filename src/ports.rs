@@ -99,6 +99,8 @@ pub struct InstanceRef {
     /// Recorded before any of them is made, so what exists outside is always in it, unless a worker that had lost
     /// its lease made it: [`Provisioner::remove`] looks by label too.
     pub inventory: Vec<ObjectRef>,
+    /// Whether it was ready once: from then on somebody's data is missed when its volumes are gone.
+    pub established: bool,
 }
 
 /// One object in a cluster, by the names that identify it.

@@ -48,6 +48,8 @@ fn cap() -> Targets {
         .with_target("chandler", Level::TRACE)
         .with_target("sqlx", LevelFilter::ERROR)
         .with_target("actix_server", LevelFilter::WARN)
+        // Quotes what it cannot parse, which may be a Secret, and calls every busy server an error. Our client says it better.
+        .with_target("kube_client", LevelFilter::OFF)
 }
 
 fn layer<W>(format: Format, filter: EnvFilter, writer: W) -> impl Layer<Registry> + Send + Sync
@@ -249,6 +251,8 @@ const OPERATION_SECONDS: &str = "chandler_operation_seconds";
 const OPERATIONS_OPEN: &str = "chandler_operations_open";
 const RETRIES: &str = "chandler_step_retries_total";
 const STORE_GROUP: &str = "chandler_store_group_writes";
+/// Counted by the adapter, which does not import this file.
+const KUBERNETES_REQUESTS: &str = "chandler_kubernetes_requests_total";
 const SWEPT: &str = "chandler_swept_total";
 
 fn describe() {
@@ -275,6 +279,10 @@ fn describe() {
         "Steps tried again after a failure that may pass, by kind and offering."
     );
     describe_histogram!(STORE_GROUP, "Writes that shared one commit.");
+    describe_counter!(
+        KUBERNETES_REQUESTS,
+        "Requests to the Kubernetes API server, by verb, kind and status class."
+    );
     describe_counter!(SWEPT, "Things the sweep dealt with, by what they were.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

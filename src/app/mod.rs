@@ -3,15 +3,16 @@
 pub mod catalog;
 mod clock;
 mod platforms;
+mod provisioner;
 mod rows;
 mod server;
 
 pub use clock::{SystemClock, random_token};
+pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
 pub use server::serve;
 
 use crate::adapters::credentials::{nats::Nats, redis::Redis, sql::Sql};
-use crate::adapters::local::{LocalProvisioner, LocalSettings};
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::engine::{Drift, Engine, Ports, Settings};
@@ -51,8 +52,8 @@ impl Role {
 pub struct Assembled {
     /// The engine, with its catalog loaded.
     pub engine: Arc<Engine>,
-    /// The provisioner, for operators' commands of its own.
-    pub local: Arc<LocalProvisioner>,
+    /// The provisioner, for what only its kind needs.
+    provisioner: provisioner::Chosen,
     /// The secret store, for `secrets rekey`.
     pub sealed: Arc<SealedStore<SqlRows>>,
 }
@@ -110,20 +111,6 @@ pub fn mechanisms(clock: &Arc<dyn Clock>) -> BTreeMap<String, Arc<dyn Credential
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
 }
 
-/// The local provisioner a configuration describes.
-pub fn local_provisioner(config: &Config) -> anyhow::Result<LocalProvisioner> {
-    if config.provisioner.kind != ProvisionerKind::Local {
-        return Err(anyhow!("The configured provisioner is not the local one."));
-    }
-    let local = &config.provisioner.local;
-    LocalProvisioner::new(LocalSettings {
-        root: std::path::absolute(&local.dir)?,
-        port_range: local.ports.ports(),
-        run_as: local.run_as.clone(),
-    })
-    .map_err(|e| anyhow!("provisioner.local: {} ({})", e.message, e.detail))
-}
-
 /// The keys that open sealed secrets.
 pub fn seal_keys(config: &Config) -> anyhow::Result<Keys> {
     let SecretsKind::Sealed = config.secrets.kind;
@@ -141,13 +128,13 @@ pub fn seal_keys(config: &Config) -> anyhow::Result<Keys> {
 pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> {
     let store = open_store(config).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let local = Arc::new(local_provisioner(config)?);
+    let provisioner = provisioner::Chosen::by(config, &clock).await?;
     let sealed = Arc::new(SealedStore::new(
         seal_keys(config)?,
         SqlRows::new(store.clone(), clock.clone()),
     ));
     let ports = Ports {
-        provisioner: local.clone(),
+        provisioner: provisioner.port(),
         mechanisms: mechanisms(&clock),
         secrets: sealed.clone(),
         clock,
@@ -155,10 +142,11 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     };
     let engine = Engine::new(store, ports, engine_settings(config, role));
     let loaded = catalog::load(&config.catalog, &engine.ports().mechanisms)?;
+    provisioner.prepare(&loaded).await;
     engine.set_catalog(loaded).await?;
     Ok(Assembled {
         engine,
-        local,
+        provisioner,
         sealed,
     })
 }

@@ -35,7 +35,9 @@ pub async fn serve(
     // Whatever this process and the servers it starts write is for their own user only.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let stop = CancellationToken::new();
-    let Assembled { engine, .. } = assemble(&config, role).await?;
+    let Assembled {
+        engine, provisioner, ..
+    } = assemble(&config, role).await?;
     let state = Arc::new(http::State::new(
         engine.clone(),
         http_settings(&config),
@@ -69,6 +71,7 @@ pub async fn serve(
         engine.clone(),
         stop.clone(),
     ));
+    work.spawn(provisioner.follow(engine.clone(), stop.clone()));
     work.spawn(gauges(engine.clone(), stop.clone()));
     announce(address);
 

@@ -221,7 +221,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
-        Command::Doctor(place) => operators::doctor(&place),
+        Command::Doctor(place) => operators::doctor(&place).await,
         Command::Generate { dir } => generate(&dir),
     }
 }

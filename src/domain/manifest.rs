@@ -464,8 +464,13 @@ fn drop_nulls(value: &mut Value) {
 fn hash(process: Option<&ProcessSpec>, objects: &[ObjectSpec], consumers: &[String]) -> String {
     // A spec is plain maps, lists and texts: it cannot fail to serialise.
     let whole = json!({"process": process, "objects": objects, "consumers": consumers});
+    canonical_hash(&whole)
+}
+
+/// SHA-256 in hex over a document's JSON with members in name order: equal documents have equal hashes.
+pub fn canonical_hash(document: &Value) -> String {
     let mut text = String::new();
-    canonical(&whole, &mut text);
+    canonical(document, &mut text);
     data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes()))
 }
 

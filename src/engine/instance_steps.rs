@@ -137,6 +137,10 @@ pub(super) fn reference(instance: &Instance, offering: &str, plan: &str) -> Inst
         offering: offering.to_owned(),
         plan: plan.to_owned(),
         inventory: inventory(&instance.facts),
+        established: !matches!(
+            instance.state,
+            InstanceState::Provisioning | InstanceState::ProvisionFailed
+        ),
     }
 }
 

@@ -14,7 +14,45 @@
 //!                                                 └─ remove, drift, forward
 //! ```
 
+mod apply;
+mod client;
+mod dress;
+mod drift;
+mod endpoints;
+mod forward;
+mod health;
+mod images;
+mod inventory;
+mod kinds;
 pub mod names;
+mod notes;
+mod observe;
+mod quantity;
+mod quota;
+pub mod rbac;
+mod refusal;
+mod remove;
+mod reshape;
+mod shape;
+mod tenancy;
+mod watch;
+
+use crate::domain::catalog::{CustomResource, ObjectTemplate, Offering, Plan};
+use crate::domain::instance::Endpoint;
+use crate::domain::manifest::{self, Desired};
+use crate::domain::params;
+use crate::ports::{
+    Clock, InstanceRef, ObjectRef, Observation, PortErrorKind, PortResult, Provisioner, Removal, Volumes,
+};
+use async_trait::async_trait;
+use client::Cluster;
+use forward::Forwards;
+use kinds::{Kinds, Resource};
+use notes::Notes;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock};
+use watch::Watches;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -85,5 +123,231 @@ impl Default for KubernetesSettings {
             requests_at_once: 32,
             request_limit: Duration::from_secs(15),
         }
+    }
+}
+
+/// Makes instances as objects of a cluster.
+pub struct KubernetesProvisioner {
+    settings: KubernetesSettings,
+    cluster: Arc<Cluster>,
+    kinds: Kinds,
+    watches: Arc<Watches>,
+    notes: Notes,
+    forwards: Forwards,
+    clock: Arc<dyn Clock>,
+    /// The custom resources that the catalog in use names.
+    wanted: RwLock<BTreeSet<CustomResource>>,
+}
+
+impl KubernetesProvisioner {
+    /// Reads how to reach the cluster; sends nothing yet.
+    ///
+    /// Errors: a configuration that cannot be used. A cluster that does not answer is none.
+    pub async fn connect(settings: KubernetesSettings, clock: Arc<dyn Clock>) -> PortResult<Self> {
+        let cluster = Arc::new(Cluster::open(&settings).await?);
+        let shared = settings.shared_namespace.clone().unwrap_or_default();
+        Ok(Self {
+            watches: Arc::new(Watches::new(cluster.clone(), &shared)),
+            settings,
+            cluster,
+            kinds: Kinds::default(),
+            notes: Notes::default(),
+            forwards: Forwards::default(),
+            clock,
+            wanted: RwLock::default(),
+        })
+    }
+
+    /// Asks the cluster which of the custom resources that these offerings name it has.
+    ///
+    /// To be called before a catalog is put into use, and now and then: operators come and go. True = something changed.
+    pub async fn discover(&self, offerings: &[Arc<Offering>]) -> PortResult<bool> {
+        let wanted: BTreeSet<CustomResource> = offerings
+            .iter()
+            .flat_map(|offering| offering.resources.clone())
+            .collect();
+        self.wanted
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&wanted);
+        self.kinds.refresh(&self.cluster, &wanted).await
+    }
+
+    /// The version of the API server, or why it does not answer.
+    pub async fn version(&self) -> PortResult<String> {
+        Ok(self.cluster.version().await?)
+    }
+
+    /// How many requests were sent to the API server since the start, watches among them.
+    pub fn requests(&self) -> u64 {
+        self.cluster.sent()
+    }
+
+    /// How many watches are open; it does not depend on the number of instances.
+    pub fn watched_kinds(&self) -> usize {
+        self.watches.count()
+    }
+
+    /// The custom kinds the catalog names and the cluster has.
+    fn custom(&self) -> Vec<Resource> {
+        self.kinds
+            .custom(&self.wanted.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn namespaces(&self) -> Resource {
+        Kinds::certain("v1", "Namespace")
+    }
+
+    fn volumes(&self) -> Resource {
+        Kinds::certain("v1", "PersistentVolumeClaim")
+    }
+
+    fn pods(&self) -> Resource {
+        Kinds::certain("v1", "Pod")
+    }
+
+    fn warnings(&self) -> Resource {
+        Kinds::certain("v1", "Event")
+    }
+
+    fn classes(&self) -> Resource {
+        Kinds::certain("storage.k8s.io/v1", "StorageClass")
+    }
+
+    /// `<apiVersion>/<kind>` of the custom resources an instance of `offering` can be made of.
+    ///
+    /// An instance that is there stays with what it was made of, whatever operator was installed since.
+    async fn kinds_for(&self, instance: &InstanceRef, offering: &Offering) -> PortResult<Vec<String>> {
+        let mut found = Vec::new();
+        for resource in &offering.resources {
+            let (version, kind) = (&resource.api_version, &resource.kind);
+            let there = if instance.established {
+                instance
+                    .inventory
+                    .iter()
+                    .any(|object| object.api_version == *version && object.kind == *kind)
+            } else {
+                match self.kinds.resolve(&self.cluster, version, kind).await {
+                    Ok(_) => true,
+                    Err(error) if error.kind == PortErrorKind::Invalid => false,
+                    Err(error) => return Err(error),
+                }
+            };
+            if there {
+                found.push(format!("{version}/{kind}"));
+            }
+        }
+        Ok(found)
+    }
+
+    fn facts(&self, instance: &InstanceRef, kinds: &[String]) -> Map<String, Value> {
+        let namespace = dress::namespace(&self.settings, &instance.iid);
+        let domain = self.settings.cluster_domain.trim_matches('.');
+        Map::from_iter([
+            (
+                "name".to_owned(),
+                dress::base_name(&self.settings, instance).into(),
+            ),
+            ("namespace".to_owned(), namespace.into()),
+            ("cluster".to_owned(), json!({"domain": domain, "kinds": kinds})),
+        ])
+    }
+
+    /// Whether an instance of the plan with default parameters would have this object.
+    fn would_have(&self, offering: &Offering, plan: &Plan, object: &ObjectTemplate) -> bool {
+        let Some(when) = &object.when else {
+            return true;
+        };
+        let kinds: Vec<String> = offering
+            .resources
+            .iter()
+            .filter(|r| self.kinds.known(&r.api_version, &r.kind).is_some())
+            .map(|r| format!("{}/{}", r.api_version, r.kind))
+            .collect();
+        let instance = InstanceRef {
+            iid: "a".repeat(26),
+            offering: offering.name.clone(),
+            plan: plan.name.clone(),
+            ..InstanceRef::default()
+        };
+        let parameters = params::with_defaults(&plan.schemas.create, &Map::new());
+        let facts = self.facts(&instance, &kinds);
+        let mut scope = manifest::instance_scope(&instance.iid, "", offering, plan, &parameters, &facts);
+        scope.insert("plan".into(), Value::Object(plan.values.clone()));
+        // What cannot be told is taken as wanted: never accept what must fail.
+        when.fill(&scope) != Ok(Value::Bool(false))
+    }
+}
+
+#[async_trait]
+impl Provisioner for KubernetesProvisioner {
+    fn name(&self) -> &'static str {
+        manifest::KUBERNETES
+    }
+
+    fn offers(&self, offering: &Offering, plan: &Plan) -> Result<(), String> {
+        if !plan.runs_on.iter().any(|word| word == manifest::KUBERNETES) {
+            return Err(format!("the plan {} does not run on Kubernetes", plan.name));
+        }
+        if offering.objects.is_empty() && offering.process.is_some() {
+            return Err(format!(
+                "{} is not described as Kubernetes objects",
+                offering.name
+            ));
+        }
+        for object in &offering.objects {
+            let (version, kind) = (object.api_version.as_str(), object.kind.as_str());
+            let there = Kinds::usual(version, kind).or_else(|| self.kinds.known(version, kind));
+            if there.is_none() && self.would_have(offering, plan, object) {
+                return Err(kinds::missing(version, kind));
+            }
+        }
+        Ok(())
+    }
+
+    async fn place(&self, instance: &InstanceRef, offering: &Offering) -> PortResult<Map<String, Value>> {
+        let kinds = self.kinds_for(instance, offering).await?;
+        Ok(self.facts(instance, &kinds))
+    }
+
+    fn inventory(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Vec<ObjectRef>> {
+        Ok(inventory::of(&dress::dressed(&self.settings, instance, desired)?))
+    }
+
+    async fn apply(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<()> {
+        self.apply_all(instance, desired).await
+    }
+
+    async fn observe(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Observation> {
+        self.look_at(instance, desired).await
+    }
+
+    async fn open(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<()> {
+        self.open_up(instance, desired).await
+    }
+
+    async fn reach(&self, instance: &InstanceRef, endpoint: &Endpoint) -> PortResult<Endpoint> {
+        self.way_to(instance, endpoint).await
+    }
+
+    async fn drift(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Vec<String>> {
+        self.drifted(instance, desired).await
+    }
+
+    async fn remove(&self, instance: &InstanceRef, volumes: Volumes) -> PortResult<Removal> {
+        self.remove_all(instance, volumes).await
+    }
+
+    async fn list(&self) -> PortResult<Vec<String>> {
+        self.list_all().await
+    }
+
+    /// Deployments and StatefulSets bring their pods back; what else was changed is the matter of `drift`.
+    fn supervises(&self) -> bool {
+        false
+    }
+
+    fn keeps_volumes(&self) -> bool {
+        true
     }
 }

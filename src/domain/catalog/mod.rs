@@ -15,7 +15,7 @@ mod schema;
 mod served;
 
 pub use mechanism::{KnownMechanisms, Mechanisms, admin_members, user_members};
-pub use objects::{KINDS, plural};
+pub use objects::{IMAGE_MEMBERS, KINDS, plural};
 
 use super::expr::Template;
 use serde_json::{Map, Value};

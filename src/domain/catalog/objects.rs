@@ -30,6 +30,15 @@ pub const KINDS: [(&str, &str, &str); 12] = [
     ("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
 ];
 
+/// Members that name an image, in objects Kubernetes or an operator defines.
+pub const IMAGE_MEMBERS: [&str; 5] = [
+    "image",
+    "imageName",
+    "serverImage",
+    "systemLoggerImage",
+    "configBuilderImage",
+];
+
 /// The phase of a document that names none.
 pub const DEFAULT_PHASE: u16 = 10;
 /// Longest name that is a label too.
@@ -224,7 +233,7 @@ fn images_are_pinned(file: &str, value: &Value, problems: &mut Problems) {
         _ => return,
     };
     for (key, member) in members {
-        if (key == "image" || key == "imageName")
+        if IMAGE_MEMBERS.contains(&key.as_str())
             && let Some(image) = member.as_str()
             && !is_pinned(image)
         {
