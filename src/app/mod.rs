@@ -104,8 +104,11 @@ fn make_private_file(path: &Path) -> std::io::Result<()> {
         .map(drop)
 }
 
+/// Credential mechanisms by name.
+pub type Mechanisms = BTreeMap<String, Arc<dyn CredentialMechanism>>;
+
 /// The credential mechanisms there are.
-pub fn mechanisms(clock: &Arc<dyn Clock>) -> BTreeMap<String, Arc<dyn CredentialMechanism>> {
+pub fn mechanisms(clock: &Arc<dyn Clock>) -> Mechanisms {
     let all: [Arc<dyn CredentialMechanism>; 3] =
         [Arc::new(Sql), Arc::new(Redis), Arc::new(Nats::new(clock.clone()))];
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()

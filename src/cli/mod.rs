@@ -1,5 +1,6 @@
 //! The command line: what a person can ask of the program, each answer meant to be read.
 
+mod catalog;
 mod dev;
 mod operators;
 
@@ -34,9 +35,9 @@ enum Command {
     /// Look at a configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Look at a catalog.
+    /// Look at a catalog, before a broker does.
     #[command(subcommand)]
-    Catalog(CatalogCommand),
+    Catalog(catalog::CatalogCommand),
     /// The broker's own database.
     #[command(subcommand)]
     Db(DbCommand),
@@ -96,15 +97,6 @@ enum ConfigCommand {
         /// The file.
         #[arg(long)]
         config: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum CatalogCommand {
-    /// Tell everything that is wrong with catalog folders, at once.
-    Check {
-        /// Directories that each hold `catalog/` and `plans/`; without any, the built-in catalog.
-        dirs: Vec<PathBuf>,
     },
 }
 
@@ -202,7 +194,7 @@ pub async fn run() -> anyhow::Result<()> {
             print!("{}", config::load(Some(&config), config::environment()).show());
             Ok(())
         }
-        Command::Catalog(CatalogCommand::Check { dirs }) => catalog_check(&dirs),
+        Command::Catalog(command) => catalog::run(command),
         Command::Db(DbCommand::Migrate(place)) => {
             let store = app::open_store(&place.config()?).await?;
             store.close().await;
@@ -242,34 +234,6 @@ impl std::fmt::Display for Quiet {
 }
 
 impl std::error::Error for Quiet {}
-
-fn catalog_check(dirs: &[PathBuf]) -> anyhow::Result<()> {
-    let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
-    let settings = config::Catalog {
-        builtin: dirs.is_empty(),
-        dirs: dirs.to_vec(),
-        ..config::Catalog::default()
-    };
-    let sources = app::catalog::sources(&settings)?;
-    match app::catalog::check(&sources, &app::mechanisms(&clock)) {
-        Ok(catalog) => {
-            let plans: usize = catalog.offerings.iter().map(|o| o.plans.len()).sum();
-            println!(
-                "The catalog is in order: {} offerings, {plans} plans.",
-                catalog.offerings.len()
-            );
-            Ok(())
-        }
-        Err(problems) => {
-            println!(
-                "{}\n{} problem(s).",
-                app::catalog::listed(&problems),
-                problems.len()
-            );
-            exit(1)
-        }
-    }
-}
 
 fn hash_password() -> anyhow::Result<()> {
     let mut password = String::new();

@@ -344,8 +344,11 @@ pub fn binding_credentials(
         return Err(error("credentials", "must be a map"));
     };
     let endpoints = binding.endpoints.fill(scope).map_err(|e| below("endpoints", e))?;
+    let Value::Array(endpoints) = endpoints else {
+        return Err(error("endpoints", "must be a list"));
+    };
     let mut views = Vec::new();
-    for (i, endpoint) in endpoints.as_array().into_iter().flatten().enumerate() {
+    for (i, endpoint) in endpoints.iter().enumerate() {
         views.push(view(endpoint).map_err(|message| error(&format!("endpoints[{i}]"), message))?);
     }
     Ok((Secret::new(credentials), views))

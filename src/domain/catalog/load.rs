@@ -318,7 +318,7 @@ fn binding(
     }
     let settings = compiled(file, "settings", Value::Object(raw.settings), problems);
     let credentials = compiled(file, "credentials", Value::Object(raw.credentials), problems);
-    let endpoints = compiled(file, "endpoints", Value::Array(raw.endpoints), problems);
+    let endpoints = compiled(file, "endpoints", raw.endpoints, problems);
     Some(BindingTemplate {
         mechanism: raw.mechanism,
         settings: settings?,

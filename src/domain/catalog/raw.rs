@@ -147,10 +147,15 @@ pub(super) struct Binding {
     pub default_role: String,
     pub roles: Vec<String>,
     pub credentials: Map<String, Value>,
-    #[serde(default)]
-    pub endpoints: Vec<Value>,
+    /// A list, or one expression that gives a list.
+    #[serde(default = "empty_list")]
+    pub endpoints: Value,
     #[serde(default)]
     pub requires_app: bool,
+}
+
+fn empty_list() -> Value {
+    Value::Array(Vec::new())
 }
 
 fn yes() -> bool {
