@@ -15,9 +15,15 @@
 )]
 
 mod cluster;
+mod faults;
 mod flows;
+mod hands;
+mod isolation;
 mod pods;
+mod retention;
+mod rights;
 mod scene;
 #[path = "../faults/support/mod.rs"]
 #[allow(dead_code, reason = "made for the fault tests, which use more of it")]
 mod support;
+mod trouble;

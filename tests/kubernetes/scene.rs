@@ -125,6 +125,20 @@ impl Stage {
         self.home.private(name, &config.to_string())
     }
 
+    /// Puts all instances into one namespace, which is made with these labels beside those it must have.
+    pub async fn shared(&mut self, name: &str, labels: Value) {
+        let mut all = json!({"app.kubernetes.io/managed-by": "chandler",
+            "pod-security.kubernetes.io/enforce": "restricted"});
+        all.as_object_mut()
+            .unwrap()
+            .extend(labels.as_object().unwrap().clone());
+        self.cleanup.namespace(name);
+        let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": all}});
+        self.kubectl.apply_object(&space).await;
+        self.kubernetes()["tenancy"] = "shared".into();
+        self.kubernetes()["namespace"] = name.into();
+    }
+
     /// Lays a file over the built-in catalog, such as `plans/redis/small.yaml`.
     pub fn file(&mut self, path: &str, text: &str) {
         let folder = self.home.path().join("own");
@@ -224,6 +238,13 @@ impl Scene {
         Tools::start(self.kubectl(), &namespace, labels).await
     }
 
+    /// Name of an admission policy that goes with the scene.
+    pub fn policy_name(&self, word: &str) -> String {
+        let name = format!("{}-{word}", self.stage.tag);
+        self.stage.cleanup.policies.lock().unwrap().insert(name.clone());
+        name
+    }
+
     /// Ends a command of the program on this broker's settings.
     pub fn command(&self, arguments: &[&str]) -> String {
         let config = ["--config", self.stage.served.file()];
@@ -255,13 +276,13 @@ impl Scene {
 
     /// Nothing is left of any instance: objects, volumes, secrets of the broker's own.
     pub async fn nothing_left(&self) {
-        let end = Instant::now() + Duration::from_secs(90);
+        let end = Instant::now() + Duration::from_secs(200);
         loop {
             let left = self.left().await;
             if left.is_empty() {
                 break;
             }
-            // Volumes go after their claims.
+            // Volumes go after their claims, and kept ones with the sweep's second look.
             assert!(Instant::now() < end, "left in the cluster: {left:#?}");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -402,7 +423,7 @@ impl Osb {
     }
 
     pub async fn create(&self, plan: Plan, id: &str, parameters: Value) -> Told {
-        let answer = self.ask(plan, id, parameters).await.expect(&[201, 202]);
+        let answer = self.ask(plan, id, parameters).await.expect(&[200, 201, 202]);
         self.follow(&answer, &instance(id)).await
     }
 
@@ -427,14 +448,14 @@ impl Osb {
         let body = json!({"service_id": service, "plan_id": plan, "parameters": parameters});
         let path = format!("{}?accepts_incomplete=true", binding(id, binding_id));
         let answer = self.platform.sure("PUT", &path, Some(&body)).await;
-        let answer = answer.expect(&[201, 202]);
+        let answer = answer.expect(&[200, 201, 202]);
         self.follow(&answer, &binding(id, binding_id)).await.good();
         self.platform.credentials(id, binding_id).await
     }
 
     pub async fn unbind(&self, plan: Plan, id: &str, binding_id: &str) {
         let path = format!("{}?{}", binding(id, binding_id), self.query(plan));
-        let answer = self.platform.sure("DELETE", &path, None).await.expect(&[200, 202]);
+        let answer = self.platform.sure("DELETE", &path, None).await.expect(&[200, 202, 410]);
         self.follow(&answer, &binding(id, binding_id)).await.good();
     }
 
@@ -452,18 +473,18 @@ impl Osb {
 /// Removes what a test made in the cluster, however it ended.
 struct Cleanup {
     kubectl: Kubectl,
-    tag: String,
     namespaces: Mutex<BTreeSet<String>>,
     instances: Mutex<BTreeSet<String>>,
+    policies: Mutex<BTreeSet<String>>,
 }
 
 impl Cleanup {
     fn new(kubectl: &Kubectl, tag: &str) -> Self {
         Self {
             kubectl: kubectl.clone(),
-            tag: tag.to_owned(),
             namespaces: Mutex::new(BTreeSet::from([tag.to_owned()])),
             instances: Mutex::default(),
+            policies: Mutex::new(BTreeSet::from([format!("chandler.{tag}.chandler")])),
         }
     }
 
@@ -502,8 +523,11 @@ impl Drop for Cleanup {
         let mut delete = vec!["delete", "namespace", "--ignore-not-found", "--wait=false"];
         delete.extend(spaces.iter().map(String::as_str));
         self.run(&delete);
-        let name = format!("chandler.{}.chandler", self.tag);
-        let kinds = "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding";
-        self.run(&["delete", kinds, "--ignore-not-found", "--wait=false", &name]);
+        let policies = std::mem::take(&mut *self.policies.lock().unwrap());
+        let kinds =
+            "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding";
+        let mut delete = vec!["delete", kinds, "--ignore-not-found", "--wait=false"];
+        delete.extend(policies.iter().map(String::as_str));
+        self.run(&delete);
     }
 }
