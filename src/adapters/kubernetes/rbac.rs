@@ -188,7 +188,7 @@ fn policy(settings: &KubernetesSettings, name: &str, namespace: &str, account: &
             &format!("oldObject == null || ({})", labelled("oldObject")),
         ));
         variables.push(variable(
-            "is",
+            "isOurs",
             &format!("object == null || ({})", labelled("object")),
         ));
         variables.push(variable(
