@@ -112,6 +112,9 @@ fn libraries_stay_home() {
         ("sqlx", &["store", "adapters/credentials/sql"]),
         ("redis", &["adapters/credentials/redis"]),
         ("async_nats", &["adapters/credentials/nats"]),
+        ("scylla", &["adapters/credentials/cassandra"]),
+        ("bcrypt", &["adapters/credentials/cassandra"]),
+        ("reqwest", &["adapters/credentials/web"]),
         ("clap", &["cli", "main"]),
     ];
     let mut wrong = Vec::new();
