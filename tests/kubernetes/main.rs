@@ -19,6 +19,7 @@ mod faults;
 mod flows;
 mod hands;
 mod isolation;
+mod plans;
 mod pods;
 mod retention;
 mod rights;

@@ -15,10 +15,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::RwLock;
 
 /// Longest that one operation may take on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(420);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// What every object of the broker carries.
 pub const OURS: &str = "app.kubernetes.io/managed-by=chandler";
 /// Everything the broker may make of, as `kubectl get` takes it.
@@ -26,10 +26,8 @@ const KINDS: &str = "all,pvc,secret,networkpolicy,configmap,serviceaccount,resou
 
 static TURN: RwLock<()> = RwLock::const_new(());
 
-enum Turn {
-    Beside(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
-    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
-}
+/// Whose turn it is on the cluster.
+struct Turn(#[expect(dead_code, reason = "held")] Box<dyn Send + Sync>);
 
 /// What a broker is going to be started on.
 pub struct Stage {
@@ -45,19 +43,19 @@ pub struct Stage {
 impl Stage {
     /// For a test that others may run beside.
     pub async fn new() -> Self {
-        let turn = Turn::Beside(TURN.read().await);
+        let turn = Turn(Box::new(TURN.read().await));
         Self::with(turn, None).await
     }
 
     /// For a test that needs the cluster for itself.
     pub async fn alone() -> Self {
-        let turn = Turn::Alone(TURN.write().await);
+        let turn = Turn(Box::new(TURN.write().await));
         Self::with(turn, None).await
     }
 
     /// Over another database than a file of its own.
     pub async fn on(url: &str) -> Self {
-        let turn = Turn::Beside(TURN.read().await);
+        let turn = Turn(Box::new(TURN.read().await));
         Self::with(turn, Some(url)).await
     }
 
@@ -137,6 +135,24 @@ impl Stage {
         self.kubectl.apply_object(&space).await;
         self.kubernetes()["tenancy"] = "shared".into();
         self.kubernetes()["namespace"] = name.into();
+    }
+
+    /// A namespace with nothing but the strictest Pod Security.
+    pub async fn strict(&self, word: &str) -> String {
+        let name = format!("{}-{word}", self.tag);
+        self.cleanup.namespace(&name);
+        let strict: serde_json::Map<String, Value> = ["enforce", "warn"]
+            .map(|mode| (format!("pod-security.kubernetes.io/{mode}"), "restricted".into()))
+            .into_iter()
+            .collect();
+        let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": strict}});
+        self.kubectl.apply_object(&space).await;
+        name
+    }
+
+    /// Definitions of kinds that carry this stage's tag go with it.
+    pub fn crds(&mut self) {
+        self.cleanup.crds = true;
     }
 
     /// Lays a file over the built-in catalog, such as `plans/redis/small.yaml`.
@@ -476,6 +492,8 @@ struct Cleanup {
     namespaces: Mutex<BTreeSet<String>>,
     instances: Mutex<BTreeSet<String>>,
     policies: Mutex<BTreeSet<String>>,
+    tag: String,
+    crds: bool,
 }
 
 impl Cleanup {
@@ -485,6 +503,8 @@ impl Cleanup {
             namespaces: Mutex::new(BTreeSet::from([tag.to_owned()])),
             instances: Mutex::default(),
             policies: Mutex::new(BTreeSet::from([format!("chandler.{tag}.chandler")])),
+            tag: tag.to_owned(),
+            crds: false,
         }
     }
 
@@ -529,5 +549,9 @@ impl Drop for Cleanup {
         let mut delete = vec!["delete", kinds, "--ignore-not-found", "--wait=false"];
         delete.extend(policies.iter().map(String::as_str));
         self.run(&delete);
+        if self.crds {
+            let made = format!("chandler.osb/test={}", self.tag);
+            self.run(&["delete", "crd", "-l", &made, "--ignore-not-found", "--timeout=60s"]);
+        }
     }
 }
