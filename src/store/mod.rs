@@ -107,7 +107,11 @@ pub struct Store {
 
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
-    (2, "kept_volumes", include_str!("../../migrations/0002_kept_volumes.sql")),
+    (
+        2,
+        "kept_volumes",
+        include_str!("../../migrations/0002_kept_volumes.sql"),
+    ),
 ];
 
 fn migrator() -> Migrator {

@@ -170,8 +170,7 @@ pub fn replacements() -> BTreeMap<String, String> {
         ("docker.io/valkey/valkey", "redis"),
         ("docker.io/library/nats", "nats"),
         ("docker.io/library/cassandra", "cassandra"),
-        ("docker.io/minio/minio", "minio"),
-        ("quay.io/minio/minio", "minio"),
+        ("docker.io/pgsty/minio", "minio"),
     ];
     names
         .into_iter()

@@ -33,7 +33,6 @@ async fn life(osb: Osb, app: Arc<crate::pods::Tools>, id: String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_broker_killed_again_and_again_loses_and_leaves_nothing() {
     let (seed, kills) = (seed(), number("CHANDLER_TEST_KILLS").unwrap_or(12));
     println!("seed {seed}");
@@ -54,12 +53,14 @@ async fn a_broker_killed_again_and_again_loses_and_leaves_nothing() {
         life.await.unwrap();
     }
     println!("killed {killed} times");
-    assert!(killed >= 3, "it was not killed often enough to say anything: {killed}");
+    assert!(
+        killed >= 3,
+        "it was not killed often enough to say anything: {killed}"
+    );
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the testbed's node: make test-real"]
 async fn an_api_server_that_dies_is_waited_for() {
     let seed = seed();
     println!("seed {seed}");
@@ -97,7 +98,6 @@ async fn an_api_server_that_dies_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the testbed's node: make test-real"]
 async fn a_node_that_goes_away_is_told_and_waited_for() {
     let scene = Stage::alone().await.open().await;
     let Some(kubelet) = Component::of_testbed("kubelet") else {
@@ -181,9 +181,16 @@ impl Cable {
 /// Host and port of the API server.
 async fn api_server(stage: &Stage) -> String {
     let path = "jsonpath={.clusters[0].cluster.server}";
-    let url = stage.kubectl.ok(&["config", "view", "--minify", "-o", path]).await;
+    let url = stage
+        .kubectl
+        .ok(&["config", "view", "--minify", "-o", path])
+        .await;
     let url: reqwest::Url = url.parse().unwrap();
-    format!("{}:{}", url.host_str().unwrap(), url.port_or_known_default().unwrap())
+    format!(
+        "{}:{}",
+        url.host_str().unwrap(),
+        url.port_or_known_default().unwrap()
+    )
 }
 
 /// Whether this broker holds an operation that is in one of these steps.
@@ -208,7 +215,6 @@ async fn is_at(scene: &Scene, broker: &Broker, steps: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_broker_that_is_cut_off_from_the_cluster_harms_nothing() {
     let mut stage = Stage::on(&postgres::fresh_url().await).await;
     let cable = Cable::to(api_server(&stage).await).await;

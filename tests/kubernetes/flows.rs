@@ -23,7 +23,6 @@ fn moved(texts: &[String]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn redis_from_create_to_delete() {
     let scene = Scene::new().await;
     let (osb, id) = (&scene.osb, scene.id("redis"));
@@ -32,20 +31,29 @@ async fn redis_from_create_to_delete() {
 
     let writer = osb.bind(REDIS, &id, "writer", json!({})).await;
     let reader = osb.bind(REDIS, &id, "reader", json!({"role": "readonly"})).await;
-    assert_eq!(writer["host"], format!("redis.{}.svc.cluster.local", space(&iid(&id))));
+    assert_eq!(
+        writer["host"],
+        format!("redis.{}.svc.cluster.local", space(&iid(&id)))
+    );
     assert_eq!(app.redis(&writer, &["SET", "kept", "one"]).await.unwrap(), "OK");
     assert_eq!(app.redis(&reader, &["GET", "kept"]).await.unwrap(), "one");
     assert!(app.redis(&reader, &["SET", "kept", "two"]).await.is_err());
 
-    osb.update(REDIS, &id, json!({"parameters": {"notify_keyspace_events": "KEx"}}))
-        .await
-        .good();
+    osb.update(
+        REDIS,
+        &id,
+        json!({"parameters": {"notify_keyspace_events": "KEx"}}),
+    )
+    .await
+    .good();
     assert_eq!(app.redis(&writer, &["GET", "kept"]).await.unwrap(), "one");
     let admin = scene.stage.served.state().await.admin(&id).await;
     let mut as_admin = writer.clone();
     as_admin["username"] = admin["username"].clone();
     as_admin["password"] = admin["password"].clone();
-    let asked = app.redis(&as_admin, &["CONFIG", "GET", "notify-keyspace-events"]).await;
+    let asked = app
+        .redis(&as_admin, &["CONFIG", "GET", "notify-keyspace-events"])
+        .await;
     assert!(asked.unwrap().contains('E'), "the update reached the server");
 
     osb.unbind(REDIS, &id, "writer").await;
@@ -59,7 +67,6 @@ async fn redis_from_create_to_delete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn postgres_from_create_to_delete() {
     let scene = Scene::new().await;
     let (osb, id) = (&scene.osb, scene.id("postgres"));
@@ -68,14 +75,19 @@ async fn postgres_from_create_to_delete() {
     moved(&osb.create(POSTGRES, &id, parameters).await.good().texts);
 
     let first = osb.bind(POSTGRES, &id, "first", json!({})).await;
-    app.psql(&first, "CREATE TABLE kept AS SELECT 'one' AS value").await.unwrap();
+    app.psql(&first, "CREATE TABLE kept AS SELECT 'one' AS value")
+        .await
+        .unwrap();
     let second = osb.bind(POSTGRES, &id, "second", json!({})).await;
     assert_eq!(app.psql(&second, "SELECT value FROM kept").await.unwrap(), "one");
     assert_eq!(app.psql(&second, "SHOW work_mem").await.unwrap(), "4MB");
     assert_eq!(
-        app.psql(&second, "SELECT count(*) FROM pg_extension WHERE extname = 'pg_trgm'")
-            .await
-            .unwrap(),
+        app.psql(
+            &second,
+            "SELECT count(*) FROM pg_extension WHERE extname = 'pg_trgm'"
+        )
+        .await
+        .unwrap(),
         "1"
     );
 
@@ -92,14 +104,15 @@ async fn postgres_from_create_to_delete() {
         "{refused}"
     );
     // What the first one made belongs to the database, not to it.
-    app.psql(&second, "INSERT INTO kept VALUES ('two')").await.unwrap();
+    app.psql(&second, "INSERT INTO kept VALUES ('two')")
+        .await
+        .unwrap();
 
     osb.delete(POSTGRES, &id).await;
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn nats_from_create_to_delete() {
     let scene = Scene::new().await;
     let (osb, id) = (&scene.osb, scene.id("nats"));
@@ -112,7 +125,10 @@ async fn nats_from_create_to_delete() {
         let (near, _relay) = app.through(&first).await;
         clients::write(Service::Nats, &near, "a", "one").await;
         let (near, _relay) = app.through(&second).await;
-        assert_eq!(clients::read(Service::Nats, &near, "a").await.as_deref(), Some("one"));
+        assert_eq!(
+            clients::read(Service::Nats, &near, "a").await.as_deref(),
+            Some("one")
+        );
     }
 
     osb.update(NATS, &id, json!({"parameters": {"ping_interval_seconds": 30}}))
@@ -120,7 +136,10 @@ async fn nats_from_create_to_delete() {
         .good();
     {
         let (near, _relay) = app.through(&second).await;
-        assert_eq!(clients::read(Service::Nats, &near, "a").await.as_deref(), Some("one"));
+        assert_eq!(
+            clients::read(Service::Nats, &near, "a").await.as_deref(),
+            Some("one")
+        );
     }
 
     osb.unbind(NATS, &id, "first").await;
@@ -135,7 +154,9 @@ async fn nats_from_create_to_delete() {
 async fn with_roomy(class: &str) -> Stage {
     let mut stage = Stage::new().await;
     let class = class.to_owned();
-    stage.plan("redis", "small", |plan| plan["values"]["storage_class"] = class.clone().into());
+    stage.plan("redis", "small", |plan| {
+        plan["values"]["storage_class"] = class.clone().into()
+    });
     let small = std::fs::read_to_string(stage.home.path().join("own/plans/redis/small.yaml")).unwrap();
     let mut roomy: Value = serde_json::from_str(&small).unwrap();
     roomy["id"] = "0a6ff1a3-6a26-4a0e-9f0b-0d2f3a7e5c01".into();
@@ -150,7 +171,6 @@ async fn with_roomy(class: &str) -> Stage {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_larger_plan_makes_the_volume_grow() {
     let scene = with_roomy("testbed").await.open().await;
     let (osb, id) = (&scene.osb, scene.id("grows"));
@@ -165,7 +185,10 @@ async fn a_larger_plan_makes_the_volume_grow() {
     let told = osb.update(REDIS, &id, json!({"plan_id": roomy})).await.good();
     println!("{:#?}", told.texts);
     let after = scene.kubectl().get(&["pvc", "-n", &space]).await["items"][0].clone();
-    assert_eq!(after["metadata"]["uid"], claim["metadata"]["uid"], "the same volume");
+    assert_eq!(
+        after["metadata"]["uid"], claim["metadata"]["uid"],
+        "the same volume"
+    );
     assert_eq!(after["status"]["capacity"]["storage"], "2Gi");
     let set = scene.kubectl().get(&["statefulset", "-n", &space, "redis"]).await;
     let template = &set["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"];
@@ -177,7 +200,6 @@ async fn a_larger_plan_makes_the_volume_grow() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_volume_that_cannot_grow_is_said_and_the_instance_works_on() {
     let scene = with_roomy("testbed-fixed").await.open().await;
     let (osb, id) = (&scene.osb, scene.id("fixed"));

@@ -10,7 +10,6 @@ const REDIS: Plan = ("redis", "small");
 const TWO_LOOKS: Duration = Duration::from_secs(170);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_pod_that_is_deleted_comes_back_with_its_data_and_its_users() {
     let scene = Scene::new().await;
     let (osb, id) = (&scene.osb, scene.id("pod"));
@@ -24,7 +23,10 @@ async fn a_pod_that_is_deleted_comes_back_with_its_data_and_its_users() {
         .ok(&["delete", "pod", "-n", &home, "redis-0", "--grace-period=1"])
         .await;
     until("the pod is back", Duration::from_secs(120), || async {
-        app.redis(&user, &["GET", "kept"]).await.ok().filter(|said| said == "one")
+        app.redis(&user, &["GET", "kept"])
+            .await
+            .ok()
+            .filter(|said| said == "one")
     })
     .await;
     let another = osb.bind(REDIS, &id, "another", json!({})).await;
@@ -34,7 +36,6 @@ async fn a_pod_that_is_deleted_comes_back_with_its_data_and_its_users() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_namespace_that_is_deleted_is_told_and_not_made_anew() {
     let scene = Scene::new().await;
     let (osb, id) = (&scene.osb, scene.id("space"));
@@ -49,15 +50,20 @@ async fn a_namespace_that_is_deleted_is_told_and_not_made_anew() {
         .await;
     let why = told.failed();
     println!("{why}");
-    assert!(why.contains("deleted outside the broker") && why.contains("its data"), "{why}");
+    assert!(
+        why.contains("deleted outside the broker") && why.contains("its data"),
+        "{why}"
+    );
     let made = scene.kubectl().names(&["namespace", &home]).await;
-    assert!(made.is_empty(), "an empty instance in place of the lost one: {made:?}");
+    assert!(
+        made.is_empty(),
+        "an empty instance in place of the lost one: {made:?}"
+    );
     osb.delete(REDIS, &id).await;
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn what_somebody_edits_is_put_back() {
     let mut stage = Stage::new().await;
     stage.kubernetes()["drift_minutes"] = json!(1);
@@ -70,7 +76,9 @@ async fn what_somebody_edits_is_put_back() {
     app.redis(&user, &["SET", "kept", "one"]).await.unwrap();
 
     let kubectl = scene.kubectl();
-    kubectl.ok(&["scale", "statefulset", "-n", &home, "redis", "--replicas=0"]).await;
+    kubectl
+        .ok(&["scale", "statefulset", "-n", &home, "redis", "--replicas=0"])
+        .await;
     kubectl.ok(&["delete", "service", "-n", &home, "redis"]).await;
     let policies = kubectl.names(&["networkpolicy", "-n", &home]).await;
     let closed = policies.iter().find(|name| name.ends_with("-deny")).unwrap();
@@ -81,13 +89,16 @@ async fn what_somebody_edits_is_put_back() {
         (said.as_deref() == Ok("one") && policies.contains(closed)).then_some(())
     })
     .await;
-    assert!(!stranger.reaches(user["host"].as_str().unwrap(), &user["port"]).await);
+    assert!(
+        !stranger
+            .reaches(user["host"].as_str().unwrap(), &user["port"])
+            .await
+    );
     osb.delete(REDIS, &id).await;
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn what_somebody_edits_is_only_told_if_so_configured() {
     let mut stage = Stage::new().await;
     stage.kubernetes()["drift_minutes"] = json!(1);
@@ -97,16 +108,34 @@ async fn what_somebody_edits_is_only_told_if_so_configured() {
     let home = space(&iid(&id));
     osb.create(REDIS, &id, json!({})).await.good();
     let patch = json!({"data": {"redis.conf": "port 1"}}).to_string();
-    let edit = ["patch", "configmap", "-n", &home, "redis-config", "--type=merge", "-p", &patch];
+    let edit = [
+        "patch",
+        "configmap",
+        "-n",
+        &home,
+        "redis-config",
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
     scene.kubectl().ok(&edit).await;
     until("the edit is told", TWO_LOOKS, || async {
         let log = scene.stage.home.logged();
-        let line = log.lines().find(|line| line.contains("not as the broker made it"))?.to_owned();
-        assert!(line.contains("redis-config") && line.contains("data.redis.conf"), "{line}");
+        let line = log
+            .lines()
+            .find(|line| line.contains("not as the broker made it"))?
+            .to_owned();
+        assert!(
+            line.contains("redis-config") && line.contains("data.redis.conf"),
+            "{line}"
+        );
         Some(())
     })
     .await;
-    let config = scene.kubectl().get(&["configmap", "-n", &home, "redis-config"]).await;
+    let config = scene
+        .kubectl()
+        .get(&["configmap", "-n", &home, "redis-config"])
+        .await;
     assert_eq!(config["data"]["redis.conf"], "port 1", "it is left as it is");
     osb.delete(REDIS, &id).await;
     scene.end().await;

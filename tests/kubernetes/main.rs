@@ -2,7 +2,7 @@
 //!
 //! What must stay true: the broker runs as a service account with exactly the rights `chandler rbac` prints, never as
 //! an administrator; every wait is bounded; every test makes names of its own and ends by looking for what should not
-//! be there. All tests are ignored unless asked for, because they need a cluster: see `cluster::Kubectl::admin`.
+//! be there. `make test` leaves this target out, because it needs a cluster: see `cluster::Kubectl::admin`.
 //!
 //! Tests run side by side; one that disturbs the whole cluster waits until it is alone.
 #![allow(
@@ -17,6 +17,7 @@
 mod cluster;
 mod faults;
 mod flows;
+mod further;
 mod hands;
 mod isolation;
 mod plans;

@@ -13,7 +13,11 @@ use std::time::{Duration, Instant};
 /// The kinds that operators bring, with their plurals, as the catalog uses them.
 const OPERATORS: [(&str, &str, &str); 4] = [
     ("postgresql.cnpg.io", "v1/Cluster", "clusters"),
-    ("cassandra.datastax.com", "v1beta1/CassandraDatacenter", "cassandradatacenters"),
+    (
+        "cassandra.datastax.com",
+        "v1beta1/CassandraDatacenter",
+        "cassandradatacenters",
+    ),
     ("cert-manager.io", "v1/Certificate", "certificates"),
     ("cert-manager.io", "v1/Issuer", "issuers"),
 ];
@@ -77,7 +81,6 @@ async fn operators(scene: &Stage) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn every_object_of_every_plan_is_what_the_api_server_takes() {
     let mut stage = Stage::alone().await;
     stage.crds();
@@ -91,8 +94,20 @@ async fn every_object_of_every_plan_is_what_the_api_server_takes() {
         let output = process::run(&render);
         assert!(output.status.success(), "{}", process::text(&output));
         let text = String::from_utf8(output.stdout).unwrap();
-        let dry = ["--server-side", "--dry-run=server", "-n", &home, "-o", "json", "-f", "-"];
-        let output = stage.kubectl.run_with(&[&["apply"], &dry[..]].concat(), &text).await;
+        let dry = [
+            "--server-side",
+            "--dry-run=server",
+            "-n",
+            &home,
+            "-o",
+            "json",
+            "-f",
+            "-",
+        ];
+        let output = stage
+            .kubectl
+            .run_with(&[&["apply"], &dry[..]].concat(), &text)
+            .await;
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{service} {plan}: {said}\n{text}");
         assert!(!said.contains("Warning"), "{service} {plan}: {said}");
@@ -113,7 +128,11 @@ async fn every_object_of_every_plan_is_what_the_api_server_takes() {
             if object["kind"] == "Job" || object["kind"] == "CronJob" {
                 spec["restartPolicy"] = "Never".into();
             }
-            for claim in object["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten() {
+            for claim in object["spec"]["volumeClaimTemplates"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
                 let volume = json!({"name": claim["metadata"]["name"], "emptyDir": {}});
                 if !spec["volumes"].is_array() {
                     spec["volumes"] = json!([]);
@@ -125,10 +144,17 @@ async fn every_object_of_every_plan_is_what_the_api_server_takes() {
             let create = ["create", "--dry-run=server", "-f", "-"];
             let made = stage.kubectl.run_with(&create, &pod.to_string()).await;
             let said = String::from_utf8_lossy(&made.stderr);
-            assert!(made.status.success(), "{service} {plan} {}: {said}", object["metadata"]["name"]);
+            assert!(
+                made.status.success(),
+                "{service} {plan} {}: {said}",
+                object["metadata"]["name"]
+            );
             pods += 1;
         }
-        println!("{service} {plan}: {} objects, {pods} kinds of pods", taken["items"].as_array().unwrap().len());
+        println!(
+            "{service} {plan}: {} objects, {pods} kinds of pods",
+            taken["items"].as_array().unwrap().len()
+        );
     }
 }
 
@@ -171,7 +197,6 @@ async fn gets_its_pods(scene: &Scene, plan: Plan, id: &str, parameters: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn every_plan_that_needs_no_operator_gets_its_pods() {
     let mut stage = Stage::new().await;
     stage.kubernetes()["images"] = json!({"registry": "registry.invalid/mirror"});
@@ -200,7 +225,6 @@ async fn every_plan_that_needs_no_operator_gets_its_pods() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn what_an_operator_reports_is_followed() {
     const MEDIUM: Plan = ("postgres", "medium");
     let mut stage = Stage::alone().await;
@@ -211,7 +235,10 @@ async fn what_an_operator_reports_is_followed() {
     }
     let scene = stage.open().await;
     let (osb, id) = (Osb::new(scene.osb.platform.clone()).await, scene.id("operated"));
-    assert!(osb.offers(MEDIUM), "the operator is there, so its plan is offered");
+    assert!(
+        osb.offers(MEDIUM),
+        "the operator is there, so its plan is offered"
+    );
     let home = space(&iid(&id));
     let kubectl = scene.kubectl();
     let answer = osb.ask(MEDIUM, &id, json!({})).await.expect(&[202]);
@@ -227,8 +254,17 @@ async fn what_an_operator_reports_is_followed() {
     );
     let report = async |status: Value| {
         let patch = json!({"status": status}).to_string();
-        let patch = ["patch", "clusters.postgresql.cnpg.io", "-n", &home, &name, "--subresource=status",
-            "--type=merge", "-p", &patch];
+        let patch = [
+            "patch",
+            "clusters.postgresql.cnpg.io",
+            "-n",
+            &home,
+            &name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
         kubectl.ok(&patch).await;
     };
     let told = async |what: &'static str, word: &'static str| {
@@ -245,12 +281,16 @@ async fn what_an_operator_reports_is_followed() {
     report(json!({"phase": "Cluster in healthy state", "readyInstances": wanted, "currentPrimary": "a", "targetPrimary": "a",
         "conditions": [{"type": "Ready", "status": "True", "reason": "ClusterIsReady", "message": ""}]})).await;
     // The log-in goes through the operator's service, and here is nobody behind it.
-    until("the broker goes on to the log-in", Duration::from_secs(60), || async {
-        let state = scene.stage.served.state().await;
-        let open = state.store.operations_list(None, 1).await.unwrap();
-        state.store.close().await;
-        (open[0].operation.step == "prepare").then_some(())
-    })
+    until(
+        "the broker goes on to the log-in",
+        Duration::from_secs(60),
+        || async {
+            let state = scene.stage.served.state().await;
+            let open = state.store.operations_list(None, 1).await.unwrap();
+            state.store.close().await;
+            (open[0].operation.step == "prepare").then_some(())
+        },
+    )
     .await;
     report(json!({"phase": "Cluster is unrecoverable and needs manual intervention"})).await;
     osb.delete(MEDIUM, &id).await;
@@ -261,12 +301,24 @@ async fn what_an_operator_reports_is_followed() {
     let answer = osb.ask(MEDIUM, &again, json!({})).await.expect(&[202]);
     let name = until("the operator's object is made", PATIENCE, || async {
         let found = kubectl.get(&["clusters.postgresql.cnpg.io", "-n", &home]).await;
-        found["items"].get(0).map(|found| found["metadata"]["name"].as_str().unwrap().to_owned())
+        found["items"]
+            .get(0)
+            .map(|found| found["metadata"]["name"].as_str().unwrap().to_owned())
     })
     .await;
-    let patch = json!({"status": {"phase": "Cluster is unrecoverable and needs manual intervention"}}).to_string();
-    let patch = ["patch", "clusters.postgresql.cnpg.io", "-n", &home, &name, "--subresource=status", "--type=merge",
-        "-p", &patch];
+    let patch =
+        json!({"status": {"phase": "Cluster is unrecoverable and needs manual intervention"}}).to_string();
+    let patch = [
+        "patch",
+        "clusters.postgresql.cnpg.io",
+        "-n",
+        &home,
+        &name,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
     kubectl.ok(&patch).await;
     let told = osb.follow(&answer, &instance(&again)).await;
     assert!(told.failed().contains("operator gave up"), "{told:?}");

@@ -21,7 +21,8 @@ impl Tools {
         all.as_object_mut()
             .unwrap()
             .extend(labels.as_object().unwrap().clone());
-        let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": all}});
+        let space =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": all}});
         kubectl.apply_object(&space).await;
         let pod = json!({
             "apiVersion": "v1",
@@ -59,7 +60,14 @@ impl Tools {
             assert!(tries < 40, "{}", String::from_utf8_lossy(&made.stderr));
             tokio::time::sleep(std::time::Duration::from_millis(250)).await;
         }
-        let wait = ["wait", "-n", namespace, "--for=condition=Ready", "pod/tools", "--timeout=120s"];
+        let wait = [
+            "wait",
+            "-n",
+            namespace,
+            "--for=condition=Ready",
+            "pod/tools",
+            "--timeout=120s",
+        ];
         kubectl.ok(&wait).await;
         Self {
             kubectl: kubectl.clone(),
@@ -78,7 +86,10 @@ impl Tools {
     pub async fn psql(&self, credentials: &Value, sql: &str) -> Result<String, String> {
         let uri = format!("{}&connect_timeout=8", credentials["uri"].as_str().unwrap());
         let said = self
-            .run(20, &["psql", &uri, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
+            .run(
+                20,
+                &["psql", &uri, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql],
+            )
             .await?;
         Ok(said.trim().to_owned())
     }
@@ -126,7 +137,13 @@ impl Tools {
         let task = tokio::spawn(async move {
             let mut open = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                open.spawn(carry(kubectl.clone(), namespace.clone(), host.clone(), port, stream));
+                open.spawn(carry(
+                    kubectl.clone(),
+                    namespace.clone(),
+                    host.clone(),
+                    port,
+                    stream,
+                ));
             }
         });
         Relay { port: near, task }
@@ -162,7 +179,9 @@ impl Drop for Relay {
 async fn carry(kubectl: Kubectl, namespace: String, host: String, port: u16, near: TcpStream) {
     let port = port.to_string();
     let mut child = kubectl
-        .command(&["exec", "-i", "-n", &namespace, "tools", "--", "nc", "-w", "600", &host, &port])
+        .command(&[
+            "exec", "-i", "-n", &namespace, "tools", "--", "nc", "-w", "600", &host, &port,
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

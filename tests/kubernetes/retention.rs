@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 const REDIS: Plan = ("redis", "small");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn kept_volumes_come_back_with_their_data_and_go_when_told() {
     let mut stage = Stage::new().await;
     stage.plan("redis", "small", |plan| plan["retain_days"] = 3.into());
@@ -22,15 +21,29 @@ async fn kept_volumes_come_back_with_their_data_and_go_when_told() {
     let told = osb.delete(REDIS, &id).await;
     assert!(told.texts.last().unwrap().contains("3 days"), "{:?}", told.texts);
     let kinds = "pods,statefulsets,services,configmaps,secrets,networkpolicies";
-    let left = scene.kubectl().names(&[kinds, "-n", &home, "-l", crate::scene::OURS]).await;
+    let left = scene
+        .kubectl()
+        .names(&[kinds, "-n", &home, "-l", crate::scene::OURS])
+        .await;
     assert!(left.is_empty(), "more than the volume stays: {left:?}");
     let claims = scene.kubectl().get(&["pvc", "-n", &home]).await;
     assert_eq!(claims["items"].as_array().unwrap().len(), 1);
     assert_eq!(claims["items"][0]["status"]["phase"], "Bound");
-    assert!(scene.command(&["instances", "list", "--all"]).contains("kept until"));
+    assert!(
+        scene
+            .command(&["instances", "list", "--all"])
+            .contains("kept until")
+    );
 
     let said = scene.command(&["instances", "undelete", &iid(&id)]);
-    let operation = said.split('`').nth(1).unwrap().rsplit(' ').next().unwrap().to_owned();
+    let operation = said
+        .split('`')
+        .nth(1)
+        .unwrap()
+        .rsplit(' ')
+        .next()
+        .unwrap()
+        .to_owned();
     let path = format!("/v2/service_instances/{id}/last_operation?operation={operation}");
     let end = Instant::now() + Duration::from_secs(240);
     loop {
@@ -38,12 +51,19 @@ async fn kept_volumes_come_back_with_their_data_and_go_when_told() {
         if answer.body["state"] == "succeeded" {
             break;
         }
-        assert!(Instant::now() < end && answer.body["state"] != "failed", "{}", answer.text);
+        assert!(
+            Instant::now() < end && answer.body["state"] != "failed",
+            "{}",
+            answer.text
+        );
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let after = osb.bind(REDIS, &id, "after", json!({})).await;
     assert_eq!(app.redis(&after, &["GET", "kept"]).await.unwrap(), "one");
-    assert!(app.redis(&before, &["GET", "kept"]).await.is_err(), "old bindings stay revoked");
+    assert!(
+        app.redis(&before, &["GET", "kept"]).await.is_err(),
+        "old bindings stay revoked"
+    );
 
     osb.delete(REDIS, &id).await;
     scene.command(&["instances", "purge", &iid(&id)]);

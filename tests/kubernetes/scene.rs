@@ -131,7 +131,8 @@ impl Stage {
             .unwrap()
             .extend(labels.as_object().unwrap().clone());
         self.cleanup.namespace(name);
-        let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": all}});
+        let space =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": all}});
         self.kubectl.apply_object(&space).await;
         self.kubernetes()["tenancy"] = "shared".into();
         self.kubernetes()["namespace"] = name.into();
@@ -145,7 +146,8 @@ impl Stage {
             .map(|mode| (format!("pod-security.kubernetes.io/{mode}"), "restricted".into()))
             .into_iter()
             .collect();
-        let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": strict}});
+        let space =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": strict}});
         self.kubectl.apply_object(&space).await;
         name
     }
@@ -282,7 +284,9 @@ impl Scene {
         }
         let volumes = kubectl.get(&["persistentvolumes"]).await;
         for volume in volumes["items"].as_array().unwrap() {
-            let claimed = volume["spec"]["claimRef"]["namespace"].as_str().unwrap_or_default();
+            let claimed = volume["spec"]["claimRef"]["namespace"]
+                .as_str()
+                .unwrap_or_default();
             if iids.iter().any(|iid| space(iid) == claimed) {
                 left.push(format!("persistentvolume/{}", volume["metadata"]["name"]));
             }
@@ -471,7 +475,11 @@ impl Osb {
 
     pub async fn unbind(&self, plan: Plan, id: &str, binding_id: &str) {
         let path = format!("{}?{}", binding(id, binding_id), self.query(plan));
-        let answer = self.platform.sure("DELETE", &path, None).await.expect(&[200, 202, 410]);
+        let answer = self
+            .platform
+            .sure("DELETE", &path, None)
+            .await
+            .expect(&[200, 202, 410]);
         self.follow(&answer, &binding(id, binding_id)).await.good();
     }
 
@@ -551,7 +559,14 @@ impl Drop for Cleanup {
         self.run(&delete);
         if self.crds {
             let made = format!("chandler.osb/test={}", self.tag);
-            self.run(&["delete", "crd", "-l", &made, "--ignore-not-found", "--timeout=60s"]);
+            self.run(&[
+                "delete",
+                "crd",
+                "-l",
+                &made,
+                "--ignore-not-found",
+                "--timeout=60s",
+            ]);
         }
     }
 }

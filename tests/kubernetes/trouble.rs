@@ -23,12 +23,14 @@ fn says(told: &Told, words: &[&str]) {
         assert!(why.contains(word), "{word:?} is not in {why:?}");
     }
     for never in ["osb-", "kt-", "sha256:"] {
-        assert!(!why.contains(never), "{never:?} means nothing to a developer: {why:?}");
+        assert!(
+            !why.contains(never),
+            "{never:?} means nothing to a developer: {why:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn what_cannot_start_says_why_at_its_deadline() {
     let mut stage = Stage::new().await;
     plan(&mut stage, "imageless", |plan| {
@@ -58,26 +60,34 @@ async fn what_cannot_start_says_why_at_its_deadline() {
         osb.create(("redis", "classless"), &ids[3], json!({})),
     );
     says(&image, &["redis-0", "image registry.invalid/none:9"]);
-    says(&huge, &["No node takes pod redis-0", "Insufficient cpu", "smaller plan"]);
+    says(
+        &huge,
+        &["No node takes pod redis-0", "Insufficient cpu", "smaller plan"],
+    );
     says(&volume, &["volume"]);
     says(&class, &["no-such-class"]);
     for told in [&image, &huge, &volume, &class] {
         assert!(told.texts.len() >= 3, "the text moves: {:#?}", told.texts);
         assert!(told.took < Duration::from_secs(100));
     }
-    for (word, id) in ["imageless", "huge", "volumeless", "classless"].into_iter().zip(&ids) {
+    for (word, id) in ["imageless", "huge", "volumeless", "classless"]
+        .into_iter()
+        .zip(&ids)
+    {
         osb.delete(("redis", word), id).await;
     }
     scene.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_server_that_stops_at_once_is_given_up_before_the_deadline() {
     let mut stage = Stage::new().await;
     let path = "catalog/redis/objects/config.yaml";
     let text = std::fs::read_to_string(crate::support::process::repository().join(path)).unwrap();
-    let broken = text.replace("protected-mode no\n    daemonize", "no-such-setting 1\n    daemonize");
+    let broken = text.replace(
+        "protected-mode no\n    daemonize",
+        "no-such-setting 1\n    daemonize",
+    );
     assert_ne!(text, broken);
     stage.file(path, &broken);
     let scene = stage.open().await;
@@ -90,12 +100,13 @@ async fn a_server_that_stops_at_once_is_given_up_before_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_quota_that_is_too_small_is_named() {
     let mut stage = Stage::new().await;
     let shared = format!("{}-shared", stage.tag);
     stage.shared(&shared, json!({})).await;
-    stage.plan("redis", "small", |plan| plan["maximum_polling_duration"] = 60.into());
+    stage.plan("redis", "small", |plan| {
+        plan["maximum_polling_duration"] = 60.into()
+    });
     let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team", "namespace": shared},
         "spec": {"hard": {"requests.memory": "10Mi"}}});
     stage.kubectl.apply_object(&quota).await;
@@ -112,28 +123,30 @@ async fn a_quota_that_is_too_small_is_named() {
 /// A policy of the cluster's that refuses this kind in this namespace.
 fn policy(name: &str, namespace: &str, group: &str, kind: &str) -> String {
     let rule = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": name}, "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {"resourceRules": [{
-                "apiGroups": [group], "apiVersions": ["*"], "resources": [kind], "operations": ["CREATE", "UPDATE"]
-            }]},
-            "matchConditions": [{"name": "here", "expression": format!("request.namespace == '{namespace}'")}],
-            "validations": [{"expression": "false", "message": "no changes on Fridays"}],
-        }});
+    "metadata": {"name": name}, "spec": {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [{
+            "apiGroups": [group], "apiVersions": ["*"], "resources": [kind], "operations": ["CREATE", "UPDATE"]
+        }]},
+        "matchConditions": [{"name": "here", "expression": format!("request.namespace == '{namespace}'")}],
+        "validations": [{"expression": "false", "message": "no changes on Fridays"}],
+    }});
     let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
         "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
     format!("{rule}\n---\n{binding}\n")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs a cluster: make test-real"]
 async fn a_rule_of_the_cluster_that_says_no_is_quoted() {
     let scene = Scene::new().await;
     let (osb, sets, pods) = (&scene.osb, scene.id("sets"), scene.id("pods"));
     // One refuses what the broker sends, the other what a controller makes of it.
     for (id, group, kind) in [(&sets, "apps", "statefulsets"), (&pods, "", "pods")] {
         let name = scene.policy_name(kind);
-        scene.kubectl().apply(&policy(&name, &space(&iid(id)), group, kind)).await;
+        scene
+            .kubectl()
+            .apply(&policy(&name, &space(&iid(id)), group, kind))
+            .await;
     }
     // Policies take effect a moment after they are there.
     tokio::time::sleep(Duration::from_secs(3)).await;

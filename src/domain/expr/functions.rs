@@ -96,8 +96,15 @@ fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
         padded[..key.len()].copy_from_slice(key);
     }
     let mixed = |with: u8| padded.map(|byte| byte ^ with);
-    let inner = Sha256::new().chain_update(mixed(0x36)).chain_update(message).finalize();
-    Sha256::new().chain_update(mixed(0x5c)).chain_update(inner).finalize().into()
+    let inner = Sha256::new()
+        .chain_update(mixed(0x36))
+        .chain_update(message)
+        .finalize();
+    Sha256::new()
+        .chain_update(mixed(0x5c))
+        .chain_update(inner)
+        .finalize()
+        .into()
 }
 
 /// `b64(text)`: standard alphabet, padded.
