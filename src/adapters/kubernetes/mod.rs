@@ -196,26 +196,6 @@ impl KubernetesProvisioner {
             .custom(&self.wanted.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn namespaces(&self) -> Resource {
-        Kinds::certain("v1", "Namespace")
-    }
-
-    fn volumes(&self) -> Resource {
-        Kinds::certain("v1", "PersistentVolumeClaim")
-    }
-
-    fn pods(&self) -> Resource {
-        Kinds::certain("v1", "Pod")
-    }
-
-    fn warnings(&self) -> Resource {
-        Kinds::certain("v1", "Event")
-    }
-
-    fn classes(&self) -> Resource {
-        Kinds::certain("storage.k8s.io/v1", "StorageClass")
-    }
-
     /// `<apiVersion>/<kind>` of the custom resources an instance of `offering` can be made of.
     ///
     /// An instance that is there stays with what it was made of, whatever operator was installed since.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, warn};
 
 /// How long the server keeps one watch open, seconds; then it is opened again from where it was.
 const OPEN: u32 = 60;
@@ -157,6 +157,12 @@ impl Watches {
         watch
     }
 
+    /// The watch on a kind, if it has begun.
+    pub fn begun(&self, resource: &Resource) -> Option<Arc<Watch>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(resource).cloned()
+    }
+
     /// How many watches there are.
     pub fn count(&self) -> usize {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -183,13 +189,15 @@ async fn follow(cluster: Arc<Cluster>, resource: Resource, namespace: String, wa
             Err((refused, kept)) => {
                 // Words on loss are for whoever looks for them: a restart of the API server is ordinary.
                 let error = PortError::from(refused.clone());
-                if refused.is_forbidden() {
-                    info!(kind = %resource.kind, detail = %error.detail, "what there is cannot be watched");
-                } else {
-                    debug!(kind = %resource.kind, detail = %error.detail, "a watch was lost");
-                }
+                debug!(kind = %resource.kind, detail = %error.detail, "a watch was lost");
+                let refused = refused.is_forbidden().then_some(error);
                 if let Some(watch) = watch.upgrade() {
-                    watch.change(|seen| seen.refused = refused.is_forbidden().then_some(error));
+                    watch.change(|seen| {
+                        if let (None, Some(error)) = (&seen.refused, &refused) {
+                            warn!(kind = %resource.kind, detail = %error.detail, "what there is cannot be watched; trying on");
+                        }
+                        seen.refused = refused;
+                    });
                 }
                 version = kept;
                 sleep(pause).await;

@@ -4,7 +4,7 @@
 //! finalizers, namespaces that take their content along, pages, watches with history, metadata-only answers. What
 //! controllers do happens when [`Fake::settle`] is called, or by itself after every write once [`Fake::automatic`] was.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -151,6 +151,11 @@ impl Fake {
         self.automatic.store(true, Ordering::SeqCst);
     }
 
+    /// Controllers act only when told to, from now on.
+    pub fn manual(&self) {
+        self.automatic.store(false, Ordering::SeqCst);
+    }
+
     /// Namespaces that are deleted stay until [`settle`](Self::settle).
     pub fn linger(&self) {
         self.state().linger = true;
@@ -256,7 +261,12 @@ impl Fake {
 
     /// Controllers do what is due.
     pub fn settle(&self) {
-        self.state().controllers(true);
+        let mut state = self.state();
+        state.linger = false;
+        // What one does may be what another waits for.
+        state.controllers(true);
+        state.controllers(true);
+        drop(state);
         self.tell();
     }
 
@@ -754,7 +764,11 @@ impl State {
 
     /// What controllers would do now.
     fn controllers(&mut self, make: bool) {
-        for (key, object) in self.objects.clone() {
+        let keys: Vec<Key> = self.objects.keys().cloned().collect();
+        for key in keys {
+            let Some(object) = self.objects.get(&key).cloned() else {
+                continue;
+            };
             let going = object["metadata"].get("deletionTimestamp").is_some();
             let held = object["metadata"]["finalizers"]
                 .as_array()
@@ -764,7 +778,7 @@ impl State {
                 .values()
                 .any(|pod| pod["madeBy"] == key.3.as_str() && pod["metadata"]["namespace"] == key.2.as_str());
             match key.1.as_str() {
-                "namespaces" if going && !held => self.gone(&key),
+                "namespaces" if going && !held && !self.linger => self.gone(&key),
                 "statefulsets" | "deployments" | "jobs" if going => {
                     if !pods || object["metadata"]["deletedBy"] == "Orphan" {
                         self.gone(&key);
@@ -869,13 +883,4 @@ fn unchangeable(key: &Key, there: Option<&Value>, wanted: &Value) -> Option<Repl
         );
         status(422, "Invalid", &text)
     })
-}
-
-/// A map from pairs, for labels in tests.
-pub fn labels(pairs: &[(&str, &str)]) -> Value {
-    let map: Map<String, Value> = pairs
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).into()))
-        .collect();
-    Value::Object(map)
 }

@@ -316,5 +316,6 @@ async fn a_custom_resource_is_waited_for_by_its_own_rule() {
     room.fake.edit("clouds", HOME, "db", |cloud| {
         cloud["status"] = json!({"phase": "Rain"})
     });
-    room.settled(&desired).await;
+    room.watch_until(&desired, |seen| matches!(seen, Observation::Ready(_)))
+        .await;
 }
