@@ -19,25 +19,25 @@ async fn the_broker_can_do_its_work_and_nothing_else() {
     let foreign = app.namespace.as_str();
 
     // Rights it does not have at all.
-    for (verb, what) in [
-        ("list", "secrets"),
-        ("watch", "secrets"),
-        ("create", "pods"),
-        ("delete", "pods"),
-        ("create", "pods/exec"),
-        ("get", "pods/exec"),
-        ("get", "pods/log"),
-        ("list", "nodes"),
-        ("create", "serviceaccounts/token"),
-        ("impersonate", "users"),
-        ("bind", "clusterroles"),
-        ("escalate", "clusterroles"),
-        ("create", "clusterrolebindings"),
-        ("create", "rolebindings"),
-        ("deletecollection", "namespaces"),
-        ("delete", "persistentvolumes"),
-        ("update", "validatingadmissionpolicies"),
-        ("*", "*"),
+    for (verb, what, part) in [
+        ("list", "secrets", ""),
+        ("watch", "secrets", ""),
+        ("create", "pods", ""),
+        ("delete", "pods", ""),
+        ("create", "pods", "exec"),
+        ("get", "pods", "exec"),
+        ("get", "pods", "log"),
+        ("list", "nodes", ""),
+        ("create", "serviceaccounts", "token"),
+        ("impersonate", "users", ""),
+        ("bind", "clusterroles", ""),
+        ("escalate", "clusterroles", ""),
+        ("create", "clusterrolebindings", ""),
+        ("create", "rolebindings", ""),
+        ("deletecollection", "namespaces", ""),
+        ("delete", "persistentvolumes", ""),
+        ("update", "validatingadmissionpolicies", ""),
+        ("*", "*", ""),
     ] {
         let said = broker.attempt(&["auth", "can-i", verb, what, "-n", &home]).await;
         assert!(said.is_err(), "the broker may {verb} {what}: {said:?}");
