@@ -39,8 +39,10 @@ async fn the_broker_can_do_its_work_and_nothing_else() {
         ("update", "validatingadmissionpolicies", ""),
         ("*", "*", ""),
     ] {
-        let said = broker.attempt(&["auth", "can-i", verb, what, "-n", &home]).await;
-        assert!(said.is_err(), "the broker may {verb} {what}: {said:?}");
+        let part = format!("--subresource={part}");
+        let ask = ["auth", "can-i", verb, what, &part, "-n", &home];
+        let said = broker.attempt(&ask).await;
+        assert!(said.is_err(), "the broker may {verb} {what} {part}: {said:?}");
     }
     let listed = broker
         .attempt(&["get", "secrets", "-n", &home])

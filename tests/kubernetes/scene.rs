@@ -76,7 +76,7 @@ impl Stage {
         let mut stage = Self {
             kubectl,
             tag,
-            turn,
+            _turn: turn,
             cleanup,
             served: Served {
                 file: PathBuf::new(),
@@ -163,6 +163,9 @@ impl Stage {
         let file = folder.join(path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, text).unwrap();
+        for must_be_there in ["catalog", "plans"] {
+            std::fs::create_dir_all(folder.join(must_be_there)).unwrap();
+        }
         self.served.settings["catalog"]["dirs"] = json!([folder]);
     }
 
