@@ -34,8 +34,9 @@ pub struct Stage {
     pub kubectl: Kubectl,
     pub tag: String,
     pub served: Served,
-    turn: Turn,
     cleanup: Cleanup,
+    /// Held until all is cleaned up.
+    _turn: Turn,
     /// Last, so that it outlives what works in it.
     pub home: Home,
 }
