@@ -109,7 +109,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (
         2,
-        "kept volumes",
+        "kept_volumes",
         include_str!("../../migrations/0002_kept_volumes.sql"),
     ),
 ];

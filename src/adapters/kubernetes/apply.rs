@@ -143,7 +143,11 @@ impl KubernetesProvisioner {
             .one(iid, &reference.namespace, &reference.name)?;
         Ok(match seen {
             Some(object) if is_going(&object) => Stand::Going,
-            Some(object) if hash(&object) == hash(&wanted.object) => Stand::Live(object),
+            Some(object)
+                if hash(&object) == hash(&wanted.object) && !self.notes.is_edited(iid, reference) =>
+            {
+                Stand::Live(object)
+            }
             _ if sent.is_some_and(|age| age < LAG) => Stand::Sent,
             Some(_) => Stand::Other,
             None => Stand::Missing,
