@@ -85,12 +85,14 @@ impl Session {
             .user(username, password)
             .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
             .connection_timeout(CONNECT_TIME)
+            .metadata_request_serverside_timeout(ANSWER_TIME)
             .metadata_request_clientside_timeout(ANSWER_TIME)
             .fetch_schema_metadata(false)
+            .fetch_full_schema_metadata(false)
             // Asks the other nodes themselves; `agreed` asks this one about them.
             .auto_await_schema_agreement(false)
             .default_execution_profile_handle(profile.into_handle());
-        match tokio::time::timeout(LOGIN_TIME, builder.build()).await {
+        match tokio::time::timeout(LOGIN_TIME, Box::pin(builder.build())).await {
             Ok(Ok(driver)) => Ok(Self(driver)),
             Ok(Err(error)) => Err(explain_login(&error)),
             Err(_) => Err(PortError::transient("The server took too long to answer.")),
