@@ -2,15 +2,13 @@
 
 pub mod catalog;
 mod clock;
-mod kubernetes;
 mod platforms;
 mod provisioner;
 mod rows;
 mod server;
 
 pub use clock::{SystemClock, random_token};
-pub use kubernetes::kubernetes_settings;
-pub use provisioner::{kubernetes_provisioner, local_provisioner};
+pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
 pub use server::serve;
 

@@ -1,8 +1,8 @@
 //! Which provisioner a configuration means, with its settings.
 
-use crate::adapters::kubernetes::KubernetesProvisioner;
+use crate::adapters::kubernetes::{KubernetesProvisioner, KubernetesSettings, Transport};
 use crate::adapters::local::{LocalProvisioner, LocalSettings};
-use crate::config::{Config, ProvisionerKind};
+use crate::config::{self, Config, ProvisionerKind, Tenancy};
 use crate::domain::catalog::Catalog;
 use crate::engine::Engine;
 use crate::ports::{Clock, Provisioner};
@@ -94,8 +94,36 @@ pub async fn kubernetes_provisioner(
     if config.provisioner.kind != ProvisionerKind::Kubernetes {
         return Err(anyhow!("The configured provisioner is not a Kubernetes cluster."));
     }
-    let settings = super::kubernetes_settings(&config.provisioner.kubernetes);
+    let settings = kubernetes_settings(&config.provisioner.kubernetes);
     KubernetesProvisioner::connect(settings, clock)
         .await
         .map_err(|e| anyhow!("provisioner.kubernetes: {} ({})", e.message, e.detail))
+}
+
+/// The configuration's section as the adapter takes it.
+pub fn kubernetes_settings(section: &config::Kubernetes) -> KubernetesSettings {
+    KubernetesSettings {
+        kubeconfig: section.kubeconfig.clone(),
+        context: section.context.clone(),
+        shared_namespace: match section.tenancy {
+            Tenancy::Instance => None,
+            Tenancy::Shared => Some(section.namespace.clone()),
+        },
+        broker_namespace: section.broker_namespace.clone(),
+        monitoring_namespace: section.monitoring_namespace.clone(),
+        consumer_labels: section.consumer_labels.clone(),
+        namespace_labels: section.namespace_labels.clone(),
+        transport: match section.transport {
+            config::Transport::Auto => Transport::Auto,
+            config::Transport::Direct => Transport::Direct,
+            config::Transport::PortForward => Transport::PortForward,
+        },
+        cluster_domain: section.cluster_domain.clone(),
+        registry: section.images.registry.clone(),
+        replace: section.images.replace.clone(),
+        storage_class: section.storage_class.clone(),
+        priority_class: section.priority_class.clone(),
+        requests_at_once: section.requests_at_once,
+        request_limit: Duration::from_secs(section.request_seconds),
+    }
 }

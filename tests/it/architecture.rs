@@ -116,6 +116,8 @@ fn libraries_stay_home() {
         ("bcrypt", &["adapters/credentials/cassandra"]),
         ("reqwest", &["adapters/credentials/web"]),
         ("clap", &["cli", "main"]),
+        ("kube", &["adapters/kubernetes"]),
+        ("k8s_openapi", &["adapters/kubernetes"]),
     ];
     let mut wrong = Vec::new();
     for (path, text) in source() {
