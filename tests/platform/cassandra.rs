@@ -279,7 +279,12 @@ async fn issuing_again_states_everything_anew(node: &Node) {
     .unwrap();
     // A user may change its own password; and an operator may have changed anything.
     let change = format!("ALTER ROLE {} WITH PASSWORD = 'other'", bound.user.handle);
-    run(&session, &change).await.unwrap();
+    settle_slowly(|| async {
+        // The server takes a change by the user itself only every five seconds.
+        let changed = run(&session, &change).await;
+        changed.map_err(chandler::ports::PortError::transient)
+    })
+    .await;
     let admin = node.connect_as(&node.admin).await.unwrap();
     for statement in [
         format!(
@@ -320,12 +325,10 @@ async fn revoking_ends_what_is_connected(node: &Node) {
     let second = kit.bind(grant("heir", "owner")).await;
     let mut session = kit.login(&first).await;
     session.write("k", "v").await.unwrap();
-    let asked = Instant::now();
     kit.revoke(&first).await;
-    // New log-ins at once, what is connected within the life of the caches.
+    // At once, without waiting for what the node remembers to become old.
     kit.refused(&first).await;
-    contract::dies(session.as_mut()).await;
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert!(!session.alive().await);
     // The table it made, and had rights of its own on, serves the others.
     let heir = node.connect_as(&second.user.secret).await.unwrap();
     run(&heir, "ALTER TABLE app.kv ADD more text").await.unwrap();

@@ -1,6 +1,6 @@
 //! Finding and starting the servers of this tier.
 
-use crate::support::{Process, start_listening};
+use crate::support::{Process, free_port, start_listening, start_listening_within};
 use nix::sys::signal::Signal;
 use std::env;
 use std::fs;
@@ -96,7 +96,9 @@ impl Cassandra {
                       (`tests/testbed/up cassandra` fetches it and prints this)";
         let home = program("CASSANDRA_HOME", &[PathBuf::from("/opt/cassandra")], advice);
         let dir = directory("cassandra");
-        let (process, port) = start_listening(|port| cassandra_on(port, &home, dir.path()));
+        let (process, port) = start_listening_within(Duration::from_secs(90), |port| {
+            cassandra_on(port, &home, dir.path())
+        });
         Self {
             port,
             _process: process,
@@ -106,7 +108,6 @@ impl Cassandra {
 }
 
 fn cassandra_on(port: u16, home: &Path, dir: &Path) -> Process {
-    use crate::support::free_port;
     let (storage, tls, jmx) = (free_port(), free_port(), free_port());
     let conf = dir.join("conf");
     fs::create_dir_all(&conf).unwrap();

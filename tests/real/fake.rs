@@ -29,7 +29,7 @@ pub struct Fake {
 impl Fake {
     /// Serves on loopback. `answer` gives status and body.
     pub fn serve(answer: impl Fn(&Call) -> (u16, String) + Send + Sync + 'static) -> Self {
-        let answer: Arc<dyn Fn(&Call) -> (u16, String) + Send + Sync> = Arc::new(answer);
+        let answer = Arc::new(answer);
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             rt::System::new().block_on(async move {
@@ -61,7 +61,7 @@ impl Drop for Fake {
     }
 }
 
-fn respond(answer: &dyn Fn(&Call) -> (u16, String), request: &HttpRequest, body: &[u8]) -> HttpResponse {
+fn respond(answer: &impl Fn(&Call) -> (u16, String), request: &HttpRequest, body: &[u8]) -> HttpResponse {
     let query = web::Query::<BTreeMap<String, String>>::from_query(request.query_string());
     let authorization = request
         .headers()

@@ -18,6 +18,9 @@ struct Database {
     documents: BTreeMap<String, (u64, Option<Value>)>,
 }
 
+/// Something done behind everybody's back.
+pub type Meddle = Box<dyn FnOnce(&mut State) + Send>;
+
 /// What the server holds and has seen.
 pub struct State {
     admin: Secret,
@@ -27,7 +30,7 @@ pub struct State {
     /// Writes so far: method and path.
     pub writes: Vec<String>,
     /// Called once before the next write to a path that starts so, to be in its way.
-    pub interfere: Option<(String, Box<dyn FnOnce(&mut State) + Send>)>,
+    pub interfere: Option<(String, Meddle)>,
 }
 
 /// A running fake and what it holds.

@@ -10,9 +10,10 @@
 //! - users' data are read and written at local quorum, so with one replica of `system_auth` for each of the
 //!   keyspace a lost node shuts nobody out.
 //!
-//! The server cannot end a session. A revoked role logs in no more at once; what is connected loses its rights when
-//! the server's caches are that old (`roles_validity` and `permissions_validity`; the catalog sets 2 s). It knows no
-//! expiry for roles. Connections are made without TLS.
+//! The server cannot end a session: a revoked role's stays open and may do nothing. Every node remembers roles, passwords and rights
+//! for a while. The one we speak to is told to forget, so there a revocation holds at once; on the others of a cluster
+//! log-ins and sessions end when what they remember is too old (`credentials_validity`, `roles_validity`,
+//! `permissions_validity`; the catalog sets 2 s). The server knows no expiry for roles. Connections are made without TLS.
 //!
 //! Settings: `keyspace`; `datacenter` and `replication` (1 to 9), how it is replicated.
 
@@ -244,6 +245,7 @@ impl Admin {
         if role.is_some_and(|role| role.can_login || role.is_superuser) {
             let statement = format!("ALTER ROLE {well_known} WITH SUPERUSER = false AND LOGIN = false");
             self.0.run(&statement).await?;
+            self.forget(&well_known).await?;
         }
         let keyspace = &settings.keyspace;
         self.replicate(keyspace, settings).await?;
@@ -253,9 +255,17 @@ impl Admin {
                 .run(&format!("CREATE ROLE IF NOT EXISTS {group} WITH LOGIN = false"))
                 .await?;
             for (right, on) in *rights {
-                self.0
+                let granted = self
+                    .0
                     .run(&format!("GRANT {right} ON {on} {keyspace} TO {group}"))
-                    .await?;
+                    .await;
+                granted.map_err(|e| match e.kind {
+                    // Another worker makes it at this moment: it is in the tables, and not yet in use.
+                    PortErrorKind::Invalid if e.detail.contains("doesn't exist") => {
+                        PortError::transient("The keyspace is still being made.").with_detail(e.detail)
+                    }
+                    _ => e,
+                })?;
             }
         }
         Ok(())
@@ -280,7 +290,32 @@ impl Admin {
         }
         let statement =
             format!("ALTER ROLE {user} WITH HASHED PASSWORD = {hash} AND LOGIN = true AND SUPERUSER = false");
-        self.0.run(&statement).await
+        self.0.run(&statement).await?;
+        self.forget(user).await
+    }
+
+    /// Empties what the node remembers of a user; other nodes forget when their caches are old enough.
+    async fn forget(&self, user: &Ident) -> PortResult<()> {
+        let name = user.literal();
+        let mut statements = vec![
+            format!("DELETE FROM system_views.credentials_cache_keys WHERE role = {name}"),
+            format!("DELETE FROM system_views.roles_cache_keys WHERE role = {name}"),
+        ];
+        let remembered: Vec<(String, String)> = self
+            .0
+            .rows("SELECT role, resource FROM system_views.permissions_cache_keys")
+            .await?;
+        let of_user = remembered.iter().filter(|(role, _)| role == user.name());
+        statements.extend(of_user.map(|(_, resource)| {
+            let resource = resource.replace('\'', "''");
+            format!(
+                "DELETE FROM system_views.permissions_cache_keys WHERE role = {name} AND resource = '{resource}'"
+            )
+        }));
+        for statement in statements {
+            self.0.run(&statement).await?;
+        }
+        Ok(())
     }
 
     async fn leave(&self, user: &Ident, group: &str) -> PortResult<()> {
@@ -292,7 +327,7 @@ impl Admin {
 
     async fn revoke(&self, user: &Ident) -> PortResult<()> {
         let Some(role) = self.role(user).await? else {
-            return Ok(());
+            return self.forget(user).await;
         };
         // Another worker may be a step ahead: a role that went meanwhile is what is wanted.
         self.0
@@ -304,7 +339,8 @@ impl Admin {
                 left => left?,
             }
         }
-        self.0.run(&format!("DROP ROLE IF EXISTS {user}")).await
+        self.0.run(&format!("DROP ROLE IF EXISTS {user}")).await?;
+        self.forget(user).await
     }
 }
 

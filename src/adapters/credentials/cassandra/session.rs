@@ -7,22 +7,24 @@
 //! - no statement gets into an error: it may hold a password's hash. The server quotes statements, so its text is cut.
 
 use crate::ports::{PortError, PortErrorKind, PortResult, Target};
+use async_trait::async_trait;
 use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session as Driver;
 use scylla::client::session_builder::SessionBuilder;
-use scylla::cluster::NodeAddr;
 use scylla::cluster::metadata::Peer;
 use scylla::deserialize::row::DeserializeRow;
 use scylla::errors::{
     ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, ExecutionError,
-    MetadataError, NewSessionError, RequestAttemptError,
+    MetadataError, NewSessionError, RequestAttemptError, TranslationError,
 };
 use scylla::frame::types::Consistency;
+use scylla::policies::address_translator::{AddressTranslator, UntranslatedPeer};
 use scylla::policies::host_filter::HostFilter;
 use scylla::policies::retry::FallthroughRetryPolicy;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::lookup_host;
 use uuid::Uuid;
@@ -35,12 +37,23 @@ const ANSWER_TIME: Duration = Duration::from_secs(15);
 const AGREEMENT_TRIES: usize = 40;
 const AGREEMENT_PAUSE: Duration = Duration::from_millis(250);
 
-/// Keeps the driver from connecting to nodes it only heard of.
-struct OnlyTheEndpoint;
+/// Makes the driver connect once, to the endpoint, whatever nodes it hears of.
+struct OneNode {
+    endpoint: SocketAddr,
+    /// The node that stands for all, by the id it has in its cluster.
+    chosen: OnceLock<Uuid>,
+}
 
-impl HostFilter for OnlyTheEndpoint {
+impl HostFilter for OneNode {
     fn accept(&self, peer: &Peer) -> bool {
-        matches!(peer.address, NodeAddr::Untranslatable(_))
+        *self.chosen.get_or_init(|| peer.host_id) == peer.host_id
+    }
+}
+
+#[async_trait]
+impl AddressTranslator for OneNode {
+    async fn translate_address(&self, _: &UntranslatedPeer) -> Result<SocketAddr, TranslationError> {
+        Ok(self.endpoint)
     }
 }
 
@@ -51,27 +64,35 @@ impl Session {
     /// Logs in. A refused log-in is `Denied`.
     pub async fn open(target: &Target, username: &str, password: &str) -> PortResult<Self> {
         let endpoint = &target.endpoint;
-        let addresses: Vec<_> = lookup_host((endpoint.host.as_str(), endpoint.port))
+        let endpoint = lookup_host((endpoint.host.as_str(), endpoint.port))
             .await
             .map_err(|e| PortError::transient("The server's name is not known yet.").with_detail(e))?
-            .collect();
+            .next()
+            .ok_or_else(|| PortError::transient("The server's name stands for no address yet."))?;
+        let one_node = Arc::new(OneNode {
+            endpoint,
+            chosen: OnceLock::new(),
+        });
         let profile = ExecutionProfile::builder()
             .request_timeout(Some(ANSWER_TIME))
             .consistency(Consistency::LocalQuorum)
             .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
             .build();
         let builder = SessionBuilder::new()
-            .known_nodes_addr(addresses)
-            .host_filter(Arc::new(OnlyTheEndpoint))
+            .known_node_addr(endpoint)
+            .host_filter(one_node.clone())
+            .address_translator(one_node)
             .user(username, password)
             .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
             .connection_timeout(CONNECT_TIME)
+            .metadata_request_serverside_timeout(ANSWER_TIME)
             .metadata_request_clientside_timeout(ANSWER_TIME)
             .fetch_schema_metadata(false)
+            .fetch_full_schema_metadata(false)
             // Asks the other nodes themselves; `agreed` asks this one about them.
             .auto_await_schema_agreement(false)
             .default_execution_profile_handle(profile.into_handle());
-        match tokio::time::timeout(LOGIN_TIME, builder.build()).await {
+        match tokio::time::timeout(LOGIN_TIME, Box::pin(builder.build())).await {
             Ok(Ok(driver)) => Ok(Self(driver)),
             Ok(Err(error)) => Err(explain_login(&error)),
             Err(_) => Err(PortError::transient("The server took too long to answer.")),
