@@ -270,11 +270,12 @@ impl KubernetesProvisioner {
                 if is_going(&live) {
                     return Ok(false);
                 }
-                if hash(&live) == hash(&wanted.object) {
+                let same = hash(&live) == hash(&wanted.object);
+                if same && !self.notes.is_edited(iid, reference) {
                     self.notes.sent(iid, reference, hash(&wanted.object));
                     return Ok(true);
                 }
-                if picky && !self.may_change(resource, &live, wanted).await? {
+                if picky && !same && !self.may_change(resource, &live, wanted).await? {
                     return Ok(false);
                 }
             }
