@@ -12,6 +12,7 @@
 )]
 
 mod contract;
+mod kubernetes;
 mod nats;
 mod postgres;
 mod redis;
