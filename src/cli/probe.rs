@@ -225,9 +225,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let draining = broker(|_| (503, r#"{"description":"it is draining"}"#)).await;
         let empty = broker(|_| (200, r#"{"services":[]}"#)).await;
-        let locked = broker(|request| match request.starts_with("GET /readyz ") {
-            true => (200, "{}"),
-            false => (401, r#"{"description":"wrong password"}"#),
+        let locked = broker(|request| {
+            if request.starts_with("GET /readyz ") {
+                (200, "{}")
+            } else {
+                (401, r#"{"description":"wrong password"}"#)
+            }
         })
         .await;
         for (args, said) in [
