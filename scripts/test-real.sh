@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Tests on what is not on every machine: a Kubernetes node with real pods, and servers that no Debian package brings.
+#
+#   make test-real                      starts the testbed (root), or uses it if it runs; stops only what it started
+#   make test-real ARGS=flows::         some tests of the node, by the beginning of their names
+#   CHANDLER_TEST_KUBECONFIG=… make test-real     the same tests on another cluster, as its administrator
+#
+# The broker and the tests run inside the node's network, which has no way out.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# More at once do not fit: the node has the processors of this machine.
+at_once=${CHANDLER_TEST_AT_ONCE:-4}
+tests=(cargo test --locked --offline --test kubernetes -- --test-threads="$at_once" "$@")
+
+cargo test --locked --no-run --test kubernetes --test platform
+
+if [ -n "${CHANDLER_TEST_KUBECONFIG:-}" ]; then
+  exec "${tests[@]}"
+fi
+
+[ "$(id -u)" = 0 ] || die "the testbed makes network namespaces and containers: run as root, or name a cluster in CHANDLER_TEST_KUBECONFIG"
+
+# In shells of their own: the testbed's words are not ours.
+ran_before=$(source tests/testbed/lib.sh && [ -s "$RUN/env/10-kubernetes" ] && echo yes || true)
+stop() {
+  local code=$?
+  trap - EXIT
+  [ -n "$ran_before" ] || tests/testbed/down || true
+  exit $code
+}
+trap stop EXIT
+exports=$(tests/testbed/up kubernetes)
+eval "$exports"
+
+"${CHANDLER_TESTBED_ENTER:?}" "${tests[@]}"
+
+ours=app.kubernetes.io/managed-by=chandler
+left=$("${CHANDLER_TESTBED_KUBECTL:?}" get all,pvc,secret,networkpolicy,configmap,serviceaccount,namespace -A -l "$ours" -o name)
+[ -z "$left" ] || [ -n "$ran_before" ] || die "left in the cluster: $left"
+
+[ $# = 0 ] || exit 0
+MINIO_BIN=$(source tests/testbed/lib.sh && source tests/testbed/programs.sh && minio)
+CASSANDRA_HOME=$(tests/testbed/servers/cassandra/distribution)
+export MINIO_BIN CASSANDRA_HOME
+tests/platform/pouchdb.sh
+cargo test --locked --test platform
