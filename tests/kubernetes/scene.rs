@@ -307,7 +307,11 @@ impl Scene {
         loop {
             let mut left = self.left().await;
             let secrets = state.sealed.list("").await.unwrap();
-            left.extend(secrets.iter().map(|name| format!("secret of the broker's: {name}")));
+            left.extend(
+                secrets
+                    .iter()
+                    .map(|name| format!("secret of the broker's: {name}")),
+            );
             if left.is_empty() {
                 break;
             }
