@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo demo-kubernetes run test check bench image testbed gen deps
+.PHONY: help demo demo-kubernetes run test test-real check bench image testbed gen deps
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,9 +32,13 @@ test: deps ## Run all tests (ARGS="--lib config" for some)
 	cargo test --locked $(ARGS)
 	$(if $(ARGS),,scripts/api-check.sh)
 
+test-real: deps ## Test with real pods on a Kubernetes node, and on MinIO, Cassandra, CouchDB (root)
+	@scripts/test-real.sh $(ARGS)
+
 check: ## Format, lints, documentation, dependencies, catalog, generated files, chart
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test kubernetes --test platform -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	scripts/deny.sh
 	cargo run --quiet --locked -- catalog check

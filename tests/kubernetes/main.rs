@@ -4,7 +4,7 @@
 //! an administrator; every wait is bounded; every test makes names of its own and ends by looking for what should not
 //! be there. `make test` leaves this target out, because it needs a cluster: see `cluster::Kubectl::admin`.
 //!
-//! Tests run side by side; one that disturbs the whole cluster waits until it is alone.
+//! Tests run side by side; those of `alone`, which disturb the whole cluster, wait until they are alone.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,6 +14,7 @@
     missing_docs
 )]
 
+mod alone;
 mod cluster;
 mod faults;
 mod flows;

@@ -22,6 +22,9 @@ const OPERATORS: [(&str, &str, &str); 4] = [
     ("cert-manager.io", "v1/Issuer", "issuers"),
 ];
 
+/// Definitions of kinds are the whole cluster's.
+static OPERATED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Name of offering and plan, with the parameters that must be given.
 fn plans() -> Vec<(String, String, Value)> {
     let folder = |path: &str| {
@@ -82,7 +85,8 @@ async fn operators(scene: &Stage) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_object_of_every_plan_is_what_the_api_server_takes() {
-    let mut stage = Stage::alone().await;
+    let _turn = OPERATED.lock().await;
+    let mut stage = Stage::new().await;
     stage.crds();
     operators(&stage).await;
     let kinds = OPERATORS.map(|(group, kind, _)| format!("--kind={group}/{kind}"));
@@ -227,7 +231,8 @@ async fn every_plan_that_needs_no_operator_gets_its_pods() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_operator_reports_is_followed() {
     const MEDIUM: Plan = ("postgres", "medium");
-    let mut stage = Stage::alone().await;
+    let _turn = OPERATED.lock().await;
+    let mut stage = Stage::new().await;
     stage.crds();
     if !operators(&stage).await {
         println!("this cluster has operators of its own, which would answer before the test does");

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Tests on what is not on every machine: a Kubernetes node with real pods, and servers that no Debian package brings.
+#
+#   make test-real                      starts the testbed (root), or uses it if it runs; stops only what it started
+#   make test-real ARGS=flows::         some tests of the node, by the beginning of their names
+#   CHANDLER_TEST_KUBECONFIG=… make test-real     the node's tests on another cluster, as its administrator
+#
+# The broker and the tests run inside the node's network, which has no way out.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+inside=()
+# More at once do not fit: the node has the processors of this machine.
+at_once=${CHANDLER_TEST_AT_ONCE:-4}
+run() { "${inside[@]}" cargo test --locked --offline --test kubernetes -- "$@"; }
+on_the_node() {
+  if [ $# -gt 0 ]; then
+    run --test-threads="$at_once" "$@"
+  else
+    run --test-threads="$at_once" --skip alone::
+    run --test-threads=1 alone::
+  fi
+}
+
+cargo test --locked --no-run --test kubernetes --test platform
+if [ -n "${CHANDLER_TEST_KUBECONFIG:-}" ]; then
+  on_the_node "$@"
+  exit 0
+fi
+
+[ "$(id -u)" = 0 ] || die "the testbed makes network namespaces and containers: run as root, or name a cluster in CHANDLER_TEST_KUBECONFIG"
+
+# In shells of their own: the names that the testbed's scripts use are not ours.
+ran_before=$(source tests/testbed/lib.sh && [ -s "$RUN/env/10-kubernetes" ] && echo yes || true)
+stop() {
+  local code=$?
+  trap - EXIT
+  [ -n "$ran_before" ] || tests/testbed/down || true
+  exit $code
+}
+trap stop EXIT
+exports=$(tests/testbed/up kubernetes)
+eval "$exports"
+inside=("${CHANDLER_TESTBED_ENTER:?}")
+on_the_node "$@"
+
+# Somebody else may use a testbed that ran before.
+if [ -z "$ran_before" ]; then
+  kinds=all,pvc,secret,networkpolicy,configmap,serviceaccount,namespace
+  left=$("${CHANDLER_TESTBED_KUBECTL:?}" get $kinds -A -l app.kubernetes.io/managed-by=chandler -o name)
+  [ -z "$left" ] || die "left in the cluster: $left"
+fi
+
+[ $# = 0 ] || exit 0
+MINIO_BIN=$(source tests/testbed/lib.sh && source tests/testbed/programs.sh && minio)
+CASSANDRA_HOME=$(tests/testbed/servers/cassandra/distribution)
+export MINIO_BIN CASSANDRA_HOME
+tests/platform/pouchdb.sh
+cargo test --locked --test platform
