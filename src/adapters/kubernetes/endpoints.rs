@@ -10,7 +10,8 @@ use serde_json::Value;
 pub(super) fn of(settings: &KubernetesSettings, namespace: &str, services: &[&Value]) -> Vec<Endpoint> {
     let mut endpoints: Vec<Endpoint> = Vec::new();
     for service in services {
-        if shape::kind(service) != "Service" {
+        // What a watch lists does not say its kind.
+        if !matches!(shape::kind(service), "" | "Service") {
             continue;
         }
         for (name, port) in shape::annotated_ports(service, names::ENDPOINTS) {

@@ -35,7 +35,9 @@ mod remove;
 mod reshape;
 mod shape;
 mod tenancy;
+mod trouble;
 mod watch;
+mod words;
 
 use crate::domain::catalog::{CustomResource, ObjectTemplate, Offering, Plan};
 use crate::domain::instance::Endpoint;

@@ -110,6 +110,11 @@ pub(super) fn only_tells(object: &Value) -> bool {
     GROUPS.contains(&group(object))
 }
 
+/// Whether an object's kind keeps no state that could be waited for.
+pub(super) fn keeps_no_state(object: &Value) -> bool {
+    only_tells(object) && group(object) != "cert-manager.io"
+}
+
 /// Where the pod template stands, for kinds that make pods by one.
 pub(super) fn template_path(object: &Value) -> Option<&'static str> {
     match (group(object), kind(object)) {
