@@ -3,6 +3,7 @@
 mod catalog;
 mod dev;
 mod operators;
+mod rbac;
 
 use crate::app::{self, Role};
 use crate::config::{self, Config};
@@ -55,6 +56,8 @@ enum Command {
     Instances(operators::InstancesCommand),
     /// Look at this machine: what can be provisioned, what is missing, what to do.
     Doctor(Where),
+    /// Print the rights the broker needs in a Kubernetes cluster, and the policy that bounds them.
+    Rbac(rbac::RbacArgs),
     /// Write the files that are generated from the code: API document, configuration reference, catalogue table.
     #[command(hide = true)]
     Generate {
@@ -214,6 +217,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Doctor(place) => operators::doctor(&place).await,
+        Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),
     }
 }

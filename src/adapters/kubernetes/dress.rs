@@ -300,3 +300,6 @@ fn map_at(mut value: &mut Value, pointer: &str, change: impl FnOnce(&mut Map<Str
         change(members);
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

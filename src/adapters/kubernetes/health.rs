@@ -283,3 +283,6 @@ fn parts(value: &Value, most: usize) -> usize {
         _ => left,
     }
 }
+
+#[cfg(test)]
+mod tests;

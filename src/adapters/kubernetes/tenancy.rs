@@ -233,3 +233,6 @@ fn listening(objects: &[Value], service: &Value, port: &Value) -> Vec<Port> {
     }
     found.into_iter().map(Port::Number).collect()
 }
+
+#[cfg(test)]
+mod tests;

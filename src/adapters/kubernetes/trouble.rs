@@ -545,3 +545,6 @@ fn readable(image: &str) -> String {
     let tag = rest.split('@').next().unwrap_or_default();
     words::clean(&format!("{name}{tag}"))
 }
+
+#[cfg(test)]
+mod tests;
