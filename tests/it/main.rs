@@ -13,6 +13,7 @@ mod crash;
 mod fuzz;
 mod http;
 mod injection;
+mod kubernetes;
 mod lifecycle;
 mod model;
 mod openapi;

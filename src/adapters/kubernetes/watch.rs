@@ -30,11 +30,12 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// Kinds that are watched because their state says how an instance is.
-const WATCHED: [(&str, &str); 7] = [
+const WATCHED: [(&str, &str); 8] = [
     ("v1", "Namespace"),
     ("v1", "Pod"),
     ("v1", "PersistentVolumeClaim"),
     ("v1", "Service"),
+    ("v1", "ResourceQuota"),
     ("apps/v1", "StatefulSet"),
     ("apps/v1", "Deployment"),
     ("batch/v1", "Job"),
