@@ -38,11 +38,11 @@ fn parse(text: &str) -> Option<i128> {
         "Ei" => (1_000 << 60, 1),
         _ => {
             let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            match u32::try_from(exponent) {
-                Ok(up) if up <= 18 => (10i128.pow(up + 3), 1),
-                Ok(_) => return None,
-                Err(_) if exponent >= -9 => (1_000, 10i128.pow(exponent.unsigned_abs())),
-                Err(_) => return None,
+            let power = 10i128.pow(exponent.unsigned_abs().min(18));
+            match exponent {
+                0..=18 => (1_000 * power, 1),
+                -9..=-1 => (1_000, power),
+                _ => return None,
             }
         }
     };

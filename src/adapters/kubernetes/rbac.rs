@@ -48,15 +48,15 @@ pub fn manifests(
     match &settings.shared_namespace {
         None => {
             rights.0.append(&mut everywhere.0);
-            all.extend(role("", &name, rights.rules(), &subject));
+            all.extend(role("", &name, &rights.rules(), &subject));
         }
         Some(shared) => {
             let mut rules = rights.rules();
             rules.push(
                 json!({"apiGroups": [""], "resources": ["namespaces"], "resourceNames": [shared], "verbs": ["get"]}),
             );
-            all.extend(role("", &name, everywhere.rules(), &subject));
-            all.extend(role(shared, &name, rules, &subject));
+            all.extend(role("", &name, &everywhere.rules(), &subject));
+            all.extend(role(shared, &name, &rules, &subject));
         }
     }
     all.push(policy(settings, &name, namespace, account));
@@ -131,7 +131,7 @@ fn metadata(namespace: &str, name: &str) -> Value {
 }
 
 /// A role and who has it: of a namespace, or of the whole cluster when that is empty.
-fn role(namespace: &str, name: &str, rules: Vec<Value>, subject: &Value) -> [Value; 2] {
+fn role(namespace: &str, name: &str, rules: &[Value], subject: &Value) -> [Value; 2] {
     let kind = if namespace.is_empty() {
         "ClusterRole"
     } else {
@@ -188,7 +188,7 @@ fn policy(settings: &KubernetesSettings, name: &str, namespace: &str, account: &
             &format!("oldObject == null || ({})", labelled("oldObject")),
         ));
         variables.push(variable(
-            "is",
+            "isOurs",
             &format!("object == null || ({})", labelled("object")),
         ));
         variables.push(variable(

@@ -174,7 +174,7 @@ impl Scene<'_> {
                 .pods
                 .iter()
                 .filter(|pod| owner(pod, "Job").is_some_and(|owner| owner == (told.name, told.uid)));
-            let said = tries.find_map(|pod| self.ended(pod));
+            let said = tries.find_map(|pod| ended(pod));
             found.extend(said.map(|said| {
                 lasting(format!(
                     "The job {} {how}{}. Tell the platform's operators.",
@@ -184,19 +184,6 @@ impl Scene<'_> {
             }));
         }
         found
-    }
-
-    /// How a container of a pod ended that should not have.
-    fn ended(&self, pod: &Value) -> Option<String> {
-        containers(pod).find_map(|container| {
-            let terminated = ["/state/terminated", "/lastState/terminated"]
-                .into_iter()
-                .find_map(|path| container.pointer(path))?;
-            if shape::number(terminated, "/exitCode") == Some(0) {
-                return None;
-            }
-            Some(ending(terminated))
-        })
     }
 
     fn pod(&self, pod: &Value) -> Vec<Trouble> {
@@ -231,7 +218,7 @@ impl Scene<'_> {
     /// A pod that ended; who made it makes another.
     fn failed(&self, pod: &Value) -> Trouble {
         let said = match words::clean(shape::text(pod, "/status/message")) {
-            message if message.is_empty() => self.ended(pod).unwrap_or_default(),
+            message if message.is_empty() => ended(pod).unwrap_or_default(),
             message => message,
         };
         let what = owner(pod, "Job").map_or_else(
@@ -389,11 +376,12 @@ impl Scene<'_> {
         if node_comes && self.now - since < LONG_PATIENCE {
             return Some(passing(format!("Pod {name} waits for a new node.")));
         }
-        let why = message
-            .split(" preemption:")
-            .next()
-            .unwrap_or_default()
-            .replace("no new claims to deallocate, ", "");
+        // What follows is about moving others away.
+        let end = [" preemption:", " no new claims to deallocate"]
+            .iter()
+            .filter_map(|mark| message.find(mark))
+            .min();
+        let why = &message[..end.unwrap_or(message.len())];
         let advice = if message.contains("Insufficient") {
             "Choose a smaller plan, or ask the platform's operators for room"
         } else {
@@ -402,7 +390,7 @@ impl Scene<'_> {
         Some(Trouble {
             sentence: format!(
                 "No node takes pod {name}{}. {advice}.",
-                because(&words::clean(&why))
+                because(&words::clean(why))
             ),
             terminal: self.now - since >= PATIENCE,
         })
@@ -525,6 +513,19 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     ["/status/initContainerStatuses", "/status/containerStatuses"]
         .into_iter()
         .flat_map(|path| shape::list(pod, path))
+}
+
+/// How a container of a pod ended that should not have.
+fn ended(pod: &Value) -> Option<String> {
+    containers(pod).find_map(|container| {
+        let terminated = ["/state/terminated", "/lastState/terminated"]
+            .into_iter()
+            .find_map(|path| container.pointer(path))?;
+        if shape::number(terminated, "/exitCode") == Some(0) {
+            return None;
+        }
+        Some(ending(terminated))
+    })
 }
 
 /// How a container ended, such as `exit code 1, FATAL: no space left`.

@@ -73,15 +73,19 @@ fn plan(name: &str) -> Vec<ObjectSpec> {
                 {"name": "client", "port": 5432, "targetPort": "sql"}, {"name": "metrics", "port": 9187, "targetPort": "metrics"},
             ]},
         })),
-        spec(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("{name}-admin")}, "data": {"password": "c2VjcmV0"}})),
+        spec(
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("{name}-admin")}, "data": {"password": "c2VjcmV0"}}),
+        ),
         ObjectSpec {
             phase: 20,
             ready: Some("true".into()),
             failed: Some("''".into()),
             object: json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": format!("{name}-init")}, "spec": {"template": once}}),
         },
-        spec(json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": format!("{name}-dump")},
-            "spec": {"schedule": "0 3 * * *", "jobTemplate": {"spec": {"template": once}}}})),
+        spec(
+            json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": format!("{name}-dump")},
+            "spec": {"schedule": "0 3 * * *", "jobTemplate": {"spec": {"template": once}}}}),
+        ),
     ]
 }
 
@@ -96,7 +100,10 @@ fn an_instance_in_a_namespace_of_its_own() {
         monitoring_namespace: Some("monitoring".into()),
         namespace_labels: BTreeMap::from([
             ("istio-injection".to_owned(), "disabled".to_owned()),
-            ("pod-security.kubernetes.io/enforce".to_owned(), "privileged".to_owned()),
+            (
+                "pod-security.kubernetes.io/enforce".to_owned(),
+                "privileged".to_owned(),
+            ),
         ]),
         registry: "nexus.example.com/mirror".into(),
         storage_class: Some("fast".into()),
@@ -144,8 +151,15 @@ fn everything_is_in_order_and_knows_its_rules() {
         ]
     );
     let job = &all[11];
-    assert_eq!((job.ready.as_deref(), job.failed.as_deref()), (Some("true"), Some("''")));
-    assert!(all[1..].iter().all(|d| d.reference.namespace == format!("osb-{IID}")));
+    assert_eq!(
+        (job.ready.as_deref(), job.failed.as_deref()),
+        (Some("true"), Some("''"))
+    );
+    assert!(
+        all[1..]
+            .iter()
+            .all(|d| d.reference.namespace == format!("osb-{IID}"))
+    );
     assert_eq!(all[0].reference.namespace, "");
 }
 
@@ -178,7 +192,14 @@ fn the_hash_follows_the_object_and_nothing_else() {
     };
     let after = hashes(&mirrored, plan("postgres"));
     let changed: Vec<_> = before.keys().filter(|key| before[*key] != after[*key]).collect();
-    assert_eq!(changed, ["CronJob postgres-dump", "Job postgres-init", "StatefulSet postgres"]);
+    assert_eq!(
+        changed,
+        [
+            "CronJob postgres-dump",
+            "Job postgres-init",
+            "StatefulSet postgres"
+        ]
+    );
 }
 
 #[test]
@@ -188,7 +209,12 @@ fn a_changed_plan_leaves_pods_and_claims_alone() {
             plan: plan_name.into(),
             ..instance()
         };
-        let all = dressed(&KubernetesSettings::default(), &instance, &desired(plan("postgres"), &[])).unwrap();
+        let all = dressed(
+            &KubernetesSettings::default(),
+            &instance,
+            &desired(plan("postgres"), &[]),
+        )
+        .unwrap();
         let set = all.iter().find(|d| d.reference.kind == "StatefulSet").unwrap();
         set.object.clone()
     };
@@ -216,20 +242,34 @@ fn custom_resources_hand_labels_and_classes_on() {
             "storageConfig": {"cassandraDataVolumeClaimSpec": {"storageClassName": "own"}},
             "podTemplateSpec": {"spec": {"containers": [{"name": "cassandra"}]}}},
     });
-    let all = dressed(&settings, &instance(), &desired(vec![spec(cluster), spec(datacenter)], &[])).unwrap();
+    let all = dressed(
+        &settings,
+        &instance(),
+        &desired(vec![spec(cluster), spec(datacenter)], &[]),
+    )
+    .unwrap();
     let find = |kind: &str| &all.iter().find(|d| d.reference.kind == kind).unwrap().object["spec"];
     let (cluster, datacenter) = (find("Cluster"), find("CassandraDatacenter"));
     assert_eq!(cluster["inheritedMetadata"]["labels"]["own"], "label");
     assert_eq!(cluster["inheritedMetadata"]["labels"][names::INSTANCE], IID);
-    assert_eq!(cluster["imageName"], "r.example.com/cloudnative-pg/postgresql:18@sha256:aa");
+    assert_eq!(
+        cluster["imageName"],
+        "r.example.com/cloudnative-pg/postgresql:18@sha256:aa"
+    );
     assert_eq!(
         (&cluster["storage"]["storageClass"], &cluster["priorityClassName"]),
         (&json!("fast"), &json!("services"))
     );
     assert_eq!(cluster.get("walStorage"), None);
     assert_eq!(datacenter["additionalLabels"][names::INSTANCE], IID);
-    assert_eq!(datacenter["serverImage"], "r.example.com/k8ssandra/cass:5@sha256:aa");
-    assert_eq!(datacenter["storageConfig"]["cassandraDataVolumeClaimSpec"]["storageClassName"], "own");
+    assert_eq!(
+        datacenter["serverImage"],
+        "r.example.com/k8ssandra/cass:5@sha256:aa"
+    );
+    assert_eq!(
+        datacenter["storageConfig"]["cassandraDataVolumeClaimSpec"]["storageClassName"],
+        "own"
+    );
     let pod = &datacenter["podTemplateSpec"];
     assert_eq!(pod["metadata"]["labels"][names::INSTANCE], IID);
     assert_eq!(
@@ -240,14 +280,35 @@ fn custom_resources_hand_labels_and_classes_on() {
 
 #[test]
 fn an_object_that_cannot_be_the_instances_own_is_refused() {
-    let object = |kind: &str, name: &str| spec(json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}));
+    let object =
+        |kind: &str, name: &str| spec(json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}));
     let long = "a".repeat(64);
     for (settings, specs, says) in [
-        (KubernetesSettings::default(), vec![object("Service", "a"), object("Service", "a")], "two objects Service a"),
-        (KubernetesSettings::default(), vec![object("ResourceQuota", "postgres")], "the broker itself makes"),
-        (KubernetesSettings::default(), vec![object("Service", &long)], "longer than 63"),
-        (KubernetesSettings::default(), vec![object("Service", "")], "lacks its version, kind or name"),
-        (shared(), vec![object("ConfigMap", "postgres-config")], "would be shared between instances"),
+        (
+            KubernetesSettings::default(),
+            vec![object("Service", "a"), object("Service", "a")],
+            "two objects Service a",
+        ),
+        (
+            KubernetesSettings::default(),
+            vec![object("ResourceQuota", "postgres")],
+            "the broker itself makes",
+        ),
+        (
+            KubernetesSettings::default(),
+            vec![object("Service", &long)],
+            "longer than 63",
+        ),
+        (
+            KubernetesSettings::default(),
+            vec![object("Service", "")],
+            "lacks its version, kind or name",
+        ),
+        (
+            shared(),
+            vec![object("ConfigMap", "postgres-config")],
+            "would be shared between instances",
+        ),
     ] {
         let error = dressed(&settings, &instance(), &desired(specs, &[])).expect_err(says);
         assert_eq!(error.kind, PortErrorKind::Invalid);
@@ -257,6 +318,11 @@ fn an_object_that_cannot_be_the_instances_own_is_refused() {
 
 #[test]
 fn nothing_dressed_shows_a_secret_when_it_is_printed() {
-    let all = dressed(&KubernetesSettings::default(), &instance(), &desired(plan("postgres"), &[])).unwrap();
+    let all = dressed(
+        &KubernetesSettings::default(),
+        &instance(),
+        &desired(plan("postgres"), &[]),
+    )
+    .unwrap();
     assert!(!format!("{all:?}").contains("c2VjcmV0"));
 }

@@ -80,7 +80,13 @@ fn no_right_is_wider_than_its_use() {
 }
 
 /// What the policy says of a request, evaluated as the API server does.
-fn allows(settings: &KubernetesSettings, request: &Value, object: &Value, old: &Value, namespace: &Value) -> bool {
+fn allows(
+    settings: &KubernetesSettings,
+    request: &Value,
+    object: &Value,
+    old: &Value,
+    namespace: &Value,
+) -> bool {
     let policy = policy(settings, "n", "osb", "broker");
     let filled = |rule: &Value, scope: &Scope| {
         let text = format!("${{{}}}", rule["expression"].as_str().unwrap());
@@ -144,8 +150,20 @@ fn writes_are_allowed_only_in_namespaces_of_the_broker() {
     assert!(!inside(&shared(), &named("other", true, false)));
     // A tunnel has no name of its own.
     let tunnel = json!({"kind": {"group": "", "kind": "PodPortForwardOptions"}});
-    assert!(allows(&plain, &tunnel, &json!({}), &Value::Null, &named(HOME, true, true)));
-    assert!(!allows(&plain, &tunnel, &json!({}), &Value::Null, &named("osb", false, true)));
+    assert!(allows(
+        &plain,
+        &tunnel,
+        &json!({}),
+        &Value::Null,
+        &named(HOME, true, true)
+    ));
+    assert!(!allows(
+        &plain,
+        &tunnel,
+        &json!({}),
+        &Value::Null,
+        &named("osb", false, true)
+    ));
 }
 
 #[test]
@@ -169,7 +187,11 @@ fn namespaces_are_made_and_kept_only_with_label_name_and_strictness() {
         (&none, &named("kube-system", true, true), false),
         (&named(HOME, true, false), &good, false),
     ] {
-        assert_eq!(allows(&plain, &request, object, old, &none), allowed, "{object} {old}");
+        assert_eq!(
+            allows(&plain, &request, object, old, &none),
+            allowed,
+            "{object} {old}"
+        );
         assert!(!allows(&shared(), &request, object, old, &none), "{object} {old}");
     }
 }

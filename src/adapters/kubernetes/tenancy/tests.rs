@@ -19,22 +19,42 @@ fn open(objects: &[Value]) -> Value {
 #[test]
 fn policies_open_the_ports_pods_listen_on_not_those_of_the_service() {
     let objects = [
-        service(&json!({"selector": {"role": "server"}, "ports": [{"name": "client", "port": 80, "targetPort": "sql"}]})),
-        pods(&json!({"role": "server", "x": "y"}), &json!([{"name": "sql", "containerPort": 5432}])),
-        pods(&json!({"role": "other"}), &json!([{"name": "sql", "containerPort": 1}])),
+        service(
+            &json!({"selector": {"role": "server"}, "ports": [{"name": "client", "port": 80, "targetPort": "sql"}]}),
+        ),
+        pods(
+            &json!({"role": "server", "x": "y"}),
+            &json!([{"name": "sql", "containerPort": 5432}]),
+        ),
+        pods(
+            &json!({"role": "other"}),
+            &json!([{"name": "sql", "containerPort": 1}]),
+        ),
     ];
-    assert_eq!(open(&objects)[0]["ports"], json!([{"protocol": "TCP", "port": 5432}]));
+    assert_eq!(
+        open(&objects)[0]["ports"],
+        json!([{"protocol": "TCP", "port": 5432}])
+    );
 }
 
 #[test]
 fn other_ways_to_say_a_port_are_understood() {
     for (spec, port) in [
-        (json!({"ports": [{"name": "client", "port": 80, "targetPort": 81}]}), json!(81)),
+        (
+            json!({"ports": [{"name": "client", "port": 80, "targetPort": 81}]}),
+            json!(81),
+        ),
         (json!({"ports": [{"name": "client", "port": 80}]}), json!(80)),
         (json!({"ports": [{"port": 80}]}), json!(80)),
         // Nobody's pods that we know: an operator makes them.
-        (json!({"selector": {"a": "b"}, "ports": [{"name": "client", "port": 80, "targetPort": "sql"}]}), json!("sql")),
-        (json!({"clusterIP": "None", "ports": [{"name": "client", "port": 80, "targetPort": 81}]}), json!(80)),
+        (
+            json!({"selector": {"a": "b"}, "ports": [{"name": "client", "port": 80, "targetPort": "sql"}]}),
+            json!("sql"),
+        ),
+        (
+            json!({"clusterIP": "None", "ports": [{"name": "client", "port": 80, "targetPort": 81}]}),
+            json!(80),
+        ),
     ] {
         assert_eq!(open(&[service(&spec)])[0]["ports"][0]["port"], port, "{spec}");
     }
@@ -48,7 +68,10 @@ fn consumers_are_namespaces_by_label_or_by_name() {
         ..KubernetesSettings::default()
     };
     assert_eq!(consumers(&nobody, &instance(), &[], &objects), None);
-    assert_eq!(consumers(&KubernetesSettings::default(), &instance(), &[], &[]), None);
+    assert_eq!(
+        consumers(&KubernetesSettings::default(), &instance(), &[], &[]),
+        None
+    );
     let names = ["a".to_owned(), "b".to_owned()];
     let policy = consumers(&nobody, &instance(), &names, &objects).unwrap();
     assert_eq!(
@@ -95,7 +118,10 @@ fn in_a_shared_namespace_nothing_touches_other_instances() {
     }
     assert_eq!(policies, 5);
     let peers = all.iter().find(|o| shape::name(o).ends_with("-peers")).unwrap();
-    assert_eq!(peers["spec"]["ingress"], json!([{"from": [{"podSelector": own}]}]));
+    assert_eq!(
+        peers["spec"]["ingress"],
+        json!([{"from": [{"podSelector": own}]}])
+    );
 }
 
 #[test]
