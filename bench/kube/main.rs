@@ -29,6 +29,9 @@ use std::time::{Duration, Instant};
 /// A part of the benchmark: its word, and what it does.
 type Part = (&'static str, fn(&Path, &mut Report) -> Result<()>);
 
+/// Lines of a broker's log that are shown when something failed.
+const LAST_WORDS: usize = 15;
+
 const PARTS: &[Part] = &[("provisions", provisions::run), ("fleet", fleet::run)];
 
 fn main() -> Result<()> {
@@ -69,10 +72,19 @@ fn measure(dir: &Path, chosen: &[String], report: &mut Report) -> Result<()> {
         if chosen.is_empty() || chosen.iter().any(|word| word == name) {
             eprintln!("{name}:");
             part(dir, report)
-                .with_context(|| format!("the part {name}; logs were below {}", dir.display()))?;
+                .inspect_err(|_| last_words(&dir.join(format!("{name}.log"))))
+                .with_context(|| format!("the part {name}"))?;
         }
     }
     Ok(())
+}
+
+/// Shows how a broker's log ends, which goes with the directory.
+fn last_words(log: &Path) {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LAST_WORDS);
+    eprintln!("the broker's last words:\n{}", lines[from..].join("\n"));
 }
 
 /// Leaves nothing behind when somebody stops the benchmark.

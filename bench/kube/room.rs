@@ -26,13 +26,13 @@ fn made() -> MutexGuard<'static, Vec<(&'static str, String)>> {
     MADE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes everything rooms have made in the cluster. For the end, and for an interrupt.
+/// Removes everything rooms have made in the cluster. For the end, and for an interrupt, which waits for the other.
 pub fn clean() {
-    let all = std::mem::take(&mut *made());
-    for (kind, name) in all.iter().rev() {
-        let gone = match *kind {
-            "file" => kubectl(&["delete", "--ignore-not-found", "--wait=false", "-f", name], ""),
-            kind => kubectl(&["delete", kind, name, "--ignore-not-found", "--wait=false"], ""),
+    let mut all = made();
+    while let Some((kind, name)) = all.pop() {
+        let gone = match kind {
+            "file" => kubectl(&["delete", "--ignore-not-found", "--wait=false", "-f", &name], ""),
+            kind => kubectl(&["delete", kind, &name, "--ignore-not-found", "--wait=false"], ""),
         };
         if let Err(error) = gone {
             eprintln!("warning: {kind} {name} may be left in the cluster: {error:#}");
@@ -206,17 +206,6 @@ pub const SENT: &str = "chandler_kubernetes_requests_total";
 
 /// Makes the account with exactly the rights `chandler rbac` prints, and its way to the API server.
 fn rights(dir: &Path, config: &Value, home: &str, shared: &str) -> Result<Cluster> {
-    let file = dir.join("chandler.yaml");
-    fs::write(&file, config.to_string())?;
-    let printed = broker::program()
-        .args(["rbac", "--service-account", &format!("{home}/broker"), "--config"])
-        .arg(&file)
-        .output()?;
-    if !printed.status.success() {
-        bail!("chandler rbac: {}", String::from_utf8_lossy(&printed.stderr));
-    }
-    let rights = dir.join("rights.yaml");
-    fs::write(&rights, printed.stdout)?;
     made().push(("namespace", home.to_owned()));
     let mut objects = vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home}}),
@@ -248,9 +237,6 @@ fn rights(dir: &Path, config: &Value, home: &str, shared: &str) -> Result<Cluste
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     kubectl(&["apply", "-f", "-"], &list.to_string())?;
-    let path = rights.display().to_string();
-    made().push(("file", path.clone()));
-    kubectl(&["apply", "-f", &path], "")?;
     let token = kubectl(&["-n", home, "create", "token", "broker", "--duration=2h"], "")?;
     let known: Value = serde_json::from_str(&kubectl(
         &["config", "view", "--raw", "--minify", "-o", "json"],
@@ -264,6 +250,20 @@ fn rights(dir: &Path, config: &Value, home: &str, shared: &str) -> Result<Cluste
         "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
     });
     broker::secret_file(&kubeconfig, &access.to_string())?;
+    let file = dir.join("chandler.yaml");
+    fs::write(&file, config.to_string())?;
+    let printed = broker::program()
+        .args(["rbac", "--service-account", &format!("{home}/broker"), "--config"])
+        .arg(&file)
+        .output()?;
+    if !printed.status.success() {
+        bail!("chandler rbac: {}", String::from_utf8_lossy(&printed.stderr));
+    }
+    let rights = dir.join("rights.yaml");
+    fs::write(&rights, printed.stdout)?;
+    let path = rights.display().to_string();
+    made().push(("file", path.clone()));
+    kubectl(&["apply", "-f", &path], "")?;
     Cluster::open(&kubeconfig)
 }
 

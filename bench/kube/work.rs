@@ -110,7 +110,7 @@ pub fn each(broker: &Broker, clients: usize, calls: Vec<Call>, expected: u16) ->
         for task in tasks {
             task.await??;
         }
-        Ok(())
+        anyhow::Ok(())
     })?;
     Ok(began.elapsed())
 }
