@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo demo-kubernetes run test check bench bench-kube gen deps
+.PHONY: help demo demo-kubernetes run test check bench bench-kube image testbed gen deps
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,19 +32,26 @@ test: deps ## Run all tests (ARGS="--lib config" for some)
 	cargo test --locked $(ARGS)
 	$(if $(ARGS),,scripts/api-check.sh)
 
-check: ## Format, lints, documentation, dependencies, catalog, generated files
+check: ## Format, lints, documentation, dependencies, catalog, generated files, chart
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	scripts/deny.sh
 	cargo run --quiet --locked -- catalog check
 	scripts/gen.sh --check
+	scripts/chart-check.sh
 
 bench: deps ## Measure speed and memory; the method is in bench/README.md
 	@bench/run.sh
 
 bench-kube: deps ## Measure the Kubernetes provisioner on a node of its own (root)
 	@bench/kube.sh $(ARGS)
+
+image: ## Make a container image of the release binary
+	@scripts/image.sh $(ARGS)
+
+testbed: ## Start a Kubernetes node for tests, as root (ARGS="kubernetes vault"); tests/testbed/README.md
+	@tests/testbed/up $(ARGS)
 
 gen: ## Make the generated files anew
 	scripts/gen.sh

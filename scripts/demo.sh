@@ -10,6 +10,7 @@ say "Building (the first time takes minutes) …"
 cargo build --release --locked --quiet
 target=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)
 chandler=$target/release/chandler
+began=$(date +%s%N)
 
 # Services run as users of their own, who must be able to pass through: not below somebody's private home or TMPDIR.
 room=$(TMPDIR=/tmp mktemp -d -t chandler-demo.XXXXXX)

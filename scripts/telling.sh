@@ -4,8 +4,7 @@
 bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' plain=$'\e[0m'
 if [ ! -t 1 ] || [ -n "${NO_COLOR:-}" ]; then bold='' dim='' green='' plain=''; fi
 
-began=$(date +%s%N)
-mark=$began
+mark=$(date +%s%N)
 since() { # seconds since the last mark, and a new mark
   local now
   now=$(date +%s%N)

@@ -188,6 +188,12 @@ pub trait Provisioner: Send + Sync {
     /// Looks how far it is.
     async fn observe(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Observation>;
 
+    /// The next instance that something happened to since it was observed, or its removal was looked at, and was not
+    /// finished; never, where nothing tells. For one caller; a change may be missed, so the engine looks by itself too.
+    async fn changed(&self) -> String {
+        std::future::pending().await
+    }
+
     /// Lets applications in; called when the instance is ready and its credentials are prepared.
     ///
     /// Until then only the broker reaches it: some servers start with a well-known password.

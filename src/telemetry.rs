@@ -3,7 +3,8 @@
 //! Secrets stay out by construction, not by searching for them: secret types (`domain::secret::Secret`,
 //! `config::Hidden`, `secrecy`) have no readable `Debug`, and other crates' events are capped at
 //! `info` whatever the settings say, because libraries write SQL with passwords and HTTP headers
-//! into their debug output. sqlx is silenced below errors: it warns about slow statements with their text.
+//! into their debug output. sqlx is silenced below errors: it warns about slow statements with their text. scylla
+//! is silenced whole: it calls a refused log-in an error, and all it has to say comes back from the call.
 //!
 //! Metrics have bounded labels only: words of this program, status codes and offering names from
 //! the catalog. Never an id, a platform's text or a path as it was sent.
@@ -41,12 +42,13 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
         .parse(text)
 }
 
-/// What no setting can undo: only this crate logs below `info`, and sqlx never shows a statement.
+/// What no setting can undo: only this crate logs below `info`, and database drivers never show a statement.
 fn cap() -> Targets {
     Targets::new()
         .with_default(Level::INFO)
         .with_target("chandler", Level::TRACE)
         .with_target("sqlx", LevelFilter::ERROR)
+        .with_target("scylla", LevelFilter::OFF)
         .with_target("actix_server", LevelFilter::WARN)
         // Quotes what it cannot parse, which may be a Secret, and calls every busy server an error. Our client says it better.
         .with_target("kube_client", LevelFilter::OFF)
@@ -407,12 +409,13 @@ mod tests {
     }
 
     #[test]
-    fn other_crates_never_log_below_info_and_sqlx_shows_no_statement() {
+    fn other_crates_never_log_below_info_and_drivers_show_no_statement() {
         let (_guard, lines) = capture();
         tracing::trace!(target: "chandler::engine", "ours");
         tracing::debug!(target: "h2::frame", "hunter2");
         tracing::debug!(target: "async_nats", "hunter2");
         tracing::warn!(target: "sqlx::query", "ALTER ROLE x PASSWORD 'hunter2'");
+        tracing::error!(target: "scylla::client::session", "ALTER ROLE x PASSWORD 'hunter2'");
         tracing::warn!(target: "rustls", "theirs");
         assert_eq!(
             (lines.containing("ours").len(), lines.containing("theirs").len()),

@@ -59,7 +59,10 @@ pub(super) fn run(command: CatalogCommand) -> anyhow::Result<()> {
 }
 
 fn check(dirs: &[PathBuf]) -> anyhow::Result<()> {
-    match app::catalog::check(&app::catalog::sources(&settings(dirs, dirs.is_empty()))?, &mechanisms()) {
+    match app::catalog::check(
+        &app::catalog::sources(&settings(dirs, dirs.is_empty()))?,
+        &mechanisms(),
+    ) {
         Ok(catalog) => {
             let plans: usize = catalog.offerings.iter().map(|o| o.plans.len()).sum();
             println!(
@@ -98,7 +101,10 @@ impl Render {
         let catalog = app::catalog::load(&settings(&self.dirs, true), &mechanisms)?;
         let (offering, plan) = find(&catalog, &self.offering, &self.plan)?;
         if offering.objects.is_empty() {
-            bail!("{} has no folder objects/, so it does not run on Kubernetes.", offering.name);
+            bail!(
+                "{} has no folder objects/, so it does not run on Kubernetes.",
+                offering.name
+            );
         }
         let sent: Map<String, Value> = serde_json::from_str(&self.parameters)
             .context("--parameters is not a JSON object such as {\"consumers\": [\"shop\"]}")?;
@@ -120,10 +126,12 @@ impl Render {
                     .map_err(|e| anyhow!("{} ({})", e.message, e.detail))?,
             },
         };
-        let generated = offering
-            .generated
-            .iter()
-            .map(|(name, length)| (name.clone(), "sample".repeat(length.div_ceil(6))[..*length].to_owned()));
+        let generated = offering.generated.iter().map(|(name, length)| {
+            (
+                name.clone(),
+                "sample".repeat(length.div_ceil(6))[..*length].to_owned(),
+            )
+        });
         let generated = Secret::from_pairs(generated);
         let desired = manifest::render(offering, plan, KUBERNETES, &scope, &admin, &generated)?;
         let mut text = String::new();
@@ -142,7 +150,8 @@ fn document(object: &ObjectSpec, text: &mut String) -> anyhow::Result<()> {
             writeln!(text, "# {name}: {}", rule.replace('\n', " "))?;
         }
     }
-    let yaml = serde_saphyr::to_string(&object.object).map_err(|e| anyhow!("the object cannot be written: {e}"))?;
+    let yaml =
+        serde_saphyr::to_string(&object.object).map_err(|e| anyhow!("the object cannot be written: {e}"))?;
     text.push_str(yaml.trim_end());
     text.push('\n');
     Ok(())
@@ -150,10 +159,14 @@ fn document(object: &ObjectSpec, text: &mut String) -> anyhow::Result<()> {
 
 fn find<'a>(catalog: &'a Catalog, offering: &str, plan: &str) -> anyhow::Result<(&'a Offering, &'a Plan)> {
     let names = |names: Vec<&str>| names.join(", ");
-    let found = catalog.offerings.iter().find(|o| o.name == offering).ok_or_else(|| {
-        let known = catalog.offerings.iter().map(|o| o.name.as_str()).collect();
-        anyhow!("There is no offering {offering:?}; there are {}.", names(known))
-    })?;
+    let found = catalog
+        .offerings
+        .iter()
+        .find(|o| o.name == offering)
+        .ok_or_else(|| {
+            let known = catalog.offerings.iter().map(|o| o.name.as_str()).collect();
+            anyhow!("There is no offering {offering:?}; there are {}.", names(known))
+        })?;
     let plan = found.plans.iter().find(|p| p.name == plan).ok_or_else(|| {
         let known = found.plans.iter().map(|p| p.name.as_str()).collect();
         anyhow!("{offering} has no plan {plan:?}; it has {}.", names(known))

@@ -395,7 +395,7 @@ async fn cluster_report(config: &Config) -> anyhow::Result<()> {
     };
     match asked {
         Ok(version) => {
-            println!("The cluster answers: Kubernetes {version}.\n\nWhat can be provisioned in it:\n")
+            println!("The cluster answers: Kubernetes {version}.\n\nWhat can be provisioned in it:\n");
         }
         Err(why) => {
             println!(

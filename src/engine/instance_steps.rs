@@ -509,8 +509,14 @@ pub(super) fn on_failure(engine: &Engine, claimed: &Claimed, why: &str, late: bo
             let first = operation.failing.as_deref().unwrap_or_default();
             instance.state = InstanceState::Ready;
             instance.usable = false;
+            let again = if first == why {
+                String::new()
+            } else {
+                format!(": {why}")
+            };
+            let again = again.trim_end_matches('.');
             finish.description = format!(
-                "{first} Going back failed too: {why} The instance may not work; update it again or give it up."
+                "{first} Going back failed too{again}. The instance may not work; update it again or give it up."
             );
             finish.instance_usable = Some(false);
             finish.update_repeatable = Some(true);

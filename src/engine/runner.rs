@@ -27,6 +27,18 @@ const LONGEST_PAUSE_MS: f64 = 15_000.0;
 /// How the description of an operation that an operator cancelled begins.
 pub const CANCELLED: &str = "Cancelled by an operator";
 
+/// Looks at once after whatever happens outside, instead of when the pause is over.
+async fn listen(engine: Arc<Engine>) {
+    loop {
+        let iid = engine.ports.provisioner.changed().await;
+        match engine.store.operation_hasten(&iid, engine.now()).await {
+            Ok(true) => engine.wake.notify_one(),
+            Ok(false) => {}
+            Err(fail) => debug!(error = %fail, "a change outside is looked at when its pause is over"),
+        }
+    }
+}
+
 /// What a step found.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -76,6 +88,7 @@ impl Runner {
     /// Claims and runs until `stop` is cancelled, then lets running steps reach their next record for at most `drain`.
     pub async fn run(mut self, stop: CancellationToken, drain: Duration) {
         self.stop = stop.clone();
+        let listening = tokio::spawn(listen(self.engine.clone()));
         let mut tasks = JoinSet::new();
         while !stop.is_cancelled() {
             while tasks.try_join_next().is_some() {}
@@ -101,6 +114,7 @@ impl Runner {
                 tasks.spawn(async move { runner.work(claimed).await });
             }
         }
+        listening.abort();
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(drain, all).await.is_err() {
             warn!("some operations did not reach a record in time; another worker takes them up");

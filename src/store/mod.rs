@@ -105,7 +105,14 @@ pub struct Store {
     writes: write::Door,
 }
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "start", include_str!("../../migrations/0001_start.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "start", include_str!("../../migrations/0001_start.sql")),
+    (
+        2,
+        "kept_volumes",
+        include_str!("../../migrations/0002_kept_volumes.sql"),
+    ),
+];
 
 fn migrator() -> Migrator {
     let migrations = MIGRATIONS

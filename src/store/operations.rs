@@ -572,6 +572,27 @@ impl Store {
         .await
     }
 
+    /// Makes the open operation of an instance due now, when it only waits for what is outside. False when there is none.
+    pub async fn operation_hasten(&self, iid: &str, now: Millis) -> Result<bool, Fail> {
+        let iid = iid.to_owned();
+        self.write(move |tx| {
+            let iid = iid.clone();
+            Box::pin(async move {
+                tx.wrote = true;
+                let done = sqlx::query(
+                    "UPDATE operations SET due_at = $2 WHERE iid = $1 AND bid IS NULL AND state = 'open' AND due_at > $2 \
+                     AND step IN ('ready', 'remove', 'forget')",
+                )
+                .bind(&iid)
+                .bind(now)
+                .execute(&mut *tx.connection)
+                .await?;
+                Ok(done.rows_affected() > 0)
+            })
+        })
+        .await
+    }
+
     /// Makes an open operation end as failed at its next step, by moving its deadline to now. False when it is not open.
     pub async fn operation_cancel(&self, id: &str, why: &str, now: Millis) -> Result<bool, Fail> {
         let (id, why) = (id.to_owned(), why.to_owned());

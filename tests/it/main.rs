@@ -16,6 +16,7 @@ mod injection;
 mod kubernetes;
 mod lifecycle;
 mod model;
+mod objects;
 mod openapi;
 mod racing;
 mod replicas;

@@ -36,6 +36,7 @@ on_both!(
     a_lost_lease_cannot_record,
     a_superseded_worker_cannot_finish,
     waiting_operations_are_not_claimed_before_they_are_due,
+    only_what_waits_for_the_world_is_hastened,
     busy_offerings_are_left_out,
     last_operation_answers_for_the_named_one_else_the_latest,
     finish_moves_operation_and_instance_together,
@@ -452,6 +453,27 @@ async fn waiting_operations_are_not_claimed_before_they_are_due(store: Store) {
         (again.operation.step.as_str(), again.operation.attempt),
         ("ready", 2)
     );
+}
+
+async fn only_what_waits_for_the_world_is_hastened(store: Store) {
+    accept(&store, "op1", "i1", OperationKind::Provision, 1)
+        .await
+        .unwrap();
+    for (step, hastened) in [("ready", true), ("prepare", false)] {
+        let claimed = store.claim_one("w1", 60_000, "op1").await.unwrap().unwrap();
+        assert!(store.advance(&claimed, advance(step, 500), 10).await.unwrap());
+        assert!(!store.operation_hasten("i2", 20).await.unwrap());
+        assert_eq!(
+            store.operation_hasten("i1", 20).await.unwrap(),
+            hastened,
+            "{step}"
+        );
+        assert!(!store.operation_hasten("i1", 20).await.unwrap());
+        assert_eq!(
+            store.open_operations().await.unwrap(),
+            (1, Some(if hastened { 20 } else { 500 }))
+        );
+    }
 }
 
 async fn busy_offerings_are_left_out(store: Store) {

@@ -1,6 +1,7 @@
 //! Credential mechanisms against the real servers they are for. One binary, because linking dominates.
 //!
-//! Every server is started here on loopback in a directory of its own and killed when its guard drops.
+//! Every server is started here on loopback in a directory of its own and killed when its guard drops. For two that
+//! cannot be had, CouchDB and RustFS, there are fakes; what needs more than Debian packages is in `tests/platform`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +13,10 @@
 )]
 
 mod contract;
+mod couchdb;
+mod fake;
 mod nats;
 mod postgres;
 mod redis;
+mod rustfs;
 mod support;

@@ -70,10 +70,15 @@ pub fn free_port() -> u16 {
 
 /// Starts a server on a free port, again on another one when it ends before it listens (somebody took the port).
 pub fn start_listening(start: impl Fn(u16) -> Process) -> (Process, u16) {
+    start_listening_within(Duration::from_secs(10), start)
+}
+
+/// The same for a server that may take `limit` until it listens.
+pub fn start_listening_within(limit: Duration, start: impl Fn(u16) -> Process) -> (Process, u16) {
     for _ in 0..5 {
         let port = free_port();
         let mut process = start(port);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + limit;
         while Instant::now() < deadline && !process.ended() {
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
                 return (process, port);

@@ -1,10 +1,14 @@
 //! Credential mechanisms: how users are made and revoked on each kind of server.
 
+pub mod cassandra;
+pub mod couchdb;
 pub mod nats;
 pub mod password;
 pub mod redis;
+pub mod s3;
 pub mod sql;
 mod sql_cockroach;
 mod sql_postgres;
 mod sql_settings;
 mod sql_text;
+mod web;

@@ -7,7 +7,7 @@
 use super::client::Ask;
 use super::dress::{self, Dressed};
 use super::health::{self, Health};
-use super::kinds::Resource;
+use super::kinds::{Kinds, Resource};
 use super::refusal::Refusal;
 use super::reshape::{self, Growth, Reshape};
 use super::watch::is_watched;
@@ -143,7 +143,11 @@ impl KubernetesProvisioner {
             .one(iid, &reference.namespace, &reference.name)?;
         Ok(match seen {
             Some(object) if is_going(&object) => Stand::Going,
-            Some(object) if hash(&object) == hash(&wanted.object) => Stand::Live(object),
+            Some(object)
+                if hash(&object) == hash(&wanted.object) && !self.notes.is_edited(iid, reference) =>
+            {
+                Stand::Live(object)
+            }
             _ if sent.is_some_and(|age| age < LAG) => Stand::Sent,
             Some(_) => Stand::Other,
             None => Stand::Missing,
@@ -166,7 +170,7 @@ impl KubernetesProvisioner {
             return self.volumes_are_there(instance).await;
         }
         let name = names::namespace(&instance.iid);
-        let resource = self.namespaces();
+        let resource = Kinds::namespaces();
         let seen = self.watches.on(&resource).one(&instance.iid, "", &name);
         let namespace = match seen {
             Ok(Some(namespace)) => Some(namespace),
@@ -200,7 +204,7 @@ impl KubernetesProvisioner {
         if !instance.established || volumes().next().is_none() {
             return Ok(());
         }
-        let resource = self.volumes();
+        let resource = Kinds::volumes();
         if let Ok(seen) = self.watches.on(&resource).of(&instance.iid)
             && !seen.is_empty()
         {
@@ -222,7 +226,7 @@ impl KubernetesProvisioner {
     /// Ends the keeping of what was retained of this instance.
     async fn take_back(&self, instance: &InstanceRef, namespaces: &Resource, name: &str) -> PortResult<()> {
         let change = json!({"metadata": {"labels": {RETAINED: null}}});
-        let volumes = self.volumes();
+        let volumes = Kinds::volumes();
         let params =
             ListParams::default().labels(&format!("{}={},{RETAINED}", names::INSTANCE, instance.iid));
         for volume in self.cluster.list(&volumes, name, &params, true).await? {
@@ -267,6 +271,10 @@ impl KubernetesProvisioner {
                     return Ok(false);
                 }
                 let same = hash(&live) == hash(&wanted.object);
+                if same && !self.notes.is_edited(iid, reference) {
+                    self.notes.sent(iid, reference, hash(&wanted.object));
+                    return Ok(true);
+                }
                 if picky && !same && !self.may_change(resource, &live, wanted).await? {
                     return Ok(false);
                 }
@@ -338,7 +346,7 @@ impl KubernetesProvisioner {
         if growths.is_empty() {
             return Ok(());
         }
-        let resource = self.volumes();
+        let resource = Kinds::volumes();
         let params =
             ListParams::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
         let volumes = self.cluster.list(&resource, namespace, &params, false).await?;
@@ -378,7 +386,7 @@ impl KubernetesProvisioner {
         if class.is_empty() {
             return refuse();
         }
-        let found = self.look(&self.classes(), "", class, Ask::Get).await;
+        let found = self.look(&Kinds::classes(), "", class, Ask::Get).await;
         match found {
             Ok(Some(found)) if found.get("allowVolumeExpansion") == Some(&Value::Bool(true)) => Ok(()),
             // Without the right to look, the server's answer to the change itself says it.

@@ -157,8 +157,7 @@ impl Cluster {
                 return serde_json::from_slice(&body).map_err(|_| refusal(0, "the answer is not JSON"));
             }
             let refused = Refusal::read(status, after, &body, ask.verb(), resource, name);
-            let wait = refused.again_after().map(|named| named.unwrap_or(pause));
-            match wait {
+            match refused.again_after(pause) {
                 Some(wait) if tries < TRIES && wait <= LONGEST_PAUSE && Instant::now() + wait < end => {
                     sleep(wait).await;
                     pause *= 2;

@@ -1,7 +1,7 @@
 //! What differs from what is wanted though nobody asked for it.
 //!
-//! What must stay true: nothing is changed, the server only rehearses; lines name places, never values, because some
-//! values are secret.
+//! What must stay true: nothing is changed, the server only rehearses, and what differs is noted for whoever applies next;
+//! lines name places, never values, because some values are secret.
 
 use super::KubernetesProvisioner;
 use super::apply::is_ours;
@@ -49,6 +49,7 @@ impl KubernetesProvisioner {
                     let mut places = Vec::new();
                     differences(&live, &after, "", &mut places);
                     if !places.is_empty() {
+                        self.notes.edited(&instance.iid, reference);
                         let more = places.len().saturating_sub(MOST);
                         places.truncate(MOST);
                         let more = if more > 0 {

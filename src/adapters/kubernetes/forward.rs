@@ -212,9 +212,7 @@ impl Way {
         let mut forwarder = opened
             .map_err(|_| lost("no answer in time".to_owned()))?
             .map_err(|error| match error {
-                kube::Error::Api(status) => {
-                    Refusal::of(&status, "portforward", &Kinds::certain("v1", "Pod"), &pod).into()
-                }
+                kube::Error::Api(status) => Refusal::of(&status, "portforward", &Kinds::pods(), &pod).into(),
                 error => lost(causes(&error)),
             })?;
         let Some(mut far) = forwarder.take_stream(port) else {
@@ -228,7 +226,7 @@ impl Way {
 
     /// A ready pod behind the Service, and its port.
     async fn pod(&self) -> PortResult<(String, u16)> {
-        let services = Kinds::certain("v1", "Service");
+        let services = Kinds::services();
         let seen = self
             .watches
             .on(&services)
@@ -248,7 +246,7 @@ impl Way {
                 && shape::selects(selector, pod.pointer("/metadata/labels"))
                 && is_ready(pod)
         };
-        let kind = Kinds::certain("v1", "Pod");
+        let kind = Kinds::pods();
         let mut pods = self.watches.on(&kind).of(&self.iid).unwrap_or_default();
         pods.sort_by(|a, b| shape::name(a).cmp(shape::name(b)));
         let mut found = pods.iter().find(fits).cloned();

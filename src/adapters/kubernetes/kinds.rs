@@ -113,9 +113,34 @@ impl Kinds {
         usual.map(|(version, kind, plural, namespaced)| Resource::new(version, kind, plural, namespaced))
     }
 
-    /// One of the usual kinds that the adapter itself names.
-    pub fn certain(api_version: &str, kind: &str) -> Resource {
-        Self::usual(api_version, kind).unwrap_or_else(|| Resource::unknown(api_version, kind))
+    /// Namespaces.
+    pub fn namespaces() -> Resource {
+        Resource::new("v1", "Namespace", "namespaces", false)
+    }
+
+    /// Volumes, as those who use them claim them.
+    pub fn volumes() -> Resource {
+        Resource::new("v1", "PersistentVolumeClaim", "persistentvolumeclaims", true)
+    }
+
+    /// Pods.
+    pub fn pods() -> Resource {
+        Resource::new("v1", "Pod", "pods", true)
+    }
+
+    /// Services.
+    pub fn services() -> Resource {
+        Resource::new("v1", "Service", "services", true)
+    }
+
+    /// What the cluster reports of objects.
+    pub fn events() -> Resource {
+        Resource::new("v1", "Event", "events", true)
+    }
+
+    /// Classes of storage.
+    pub fn classes() -> Resource {
+        Resource::new("storage.k8s.io/v1", "StorageClass", "storageclasses", false)
     }
 
     /// A kind, asking the cluster when it is neither usual nor known from before.

@@ -34,6 +34,7 @@ mod refusal;
 mod remove;
 mod reshape;
 mod shape;
+mod stir;
 mod tenancy;
 mod trouble;
 mod watch;
@@ -54,6 +55,7 @@ use notes::Notes;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
+use stir::Stir;
 use watch::Watches;
 
 use std::collections::BTreeMap;
@@ -135,6 +137,7 @@ pub struct KubernetesProvisioner {
     kinds: Kinds,
     watches: Arc<Watches>,
     notes: Notes,
+    stir: Arc<Stir>,
     forwards: Forwards,
     clock: Arc<dyn Clock>,
     /// The custom resources that the catalog in use names.
@@ -148,12 +151,14 @@ impl KubernetesProvisioner {
     pub async fn connect(settings: KubernetesSettings, clock: Arc<dyn Clock>) -> PortResult<Self> {
         let cluster = Arc::new(Cluster::open(&settings).await?);
         let shared = settings.shared_namespace.clone().unwrap_or_default();
+        let stir = Arc::new(Stir::default());
         Ok(Self {
-            watches: Arc::new(Watches::new(cluster.clone(), &shared)),
+            watches: Arc::new(Watches::new(cluster.clone(), &shared, stir.clone())),
             settings,
             cluster,
             kinds: Kinds::default(),
             notes: Notes::default(),
+            stir,
             forwards: Forwards::default(),
             clock,
             wanted: RwLock::default(),
@@ -194,26 +199,6 @@ impl KubernetesProvisioner {
     fn custom(&self) -> Vec<Resource> {
         self.kinds
             .custom(&self.wanted.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn namespaces(&self) -> Resource {
-        Kinds::certain("v1", "Namespace")
-    }
-
-    fn volumes(&self) -> Resource {
-        Kinds::certain("v1", "PersistentVolumeClaim")
-    }
-
-    fn pods(&self) -> Resource {
-        Kinds::certain("v1", "Pod")
-    }
-
-    fn warnings(&self) -> Resource {
-        Kinds::certain("v1", "Event")
-    }
-
-    fn classes(&self) -> Resource {
-        Kinds::certain("storage.k8s.io/v1", "StorageClass")
     }
 
     /// `<apiVersion>/<kind>` of the custom resources an instance of `offering` can be made of.
@@ -321,7 +306,17 @@ impl Provisioner for KubernetesProvisioner {
     }
 
     async fn observe(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<Observation> {
-        self.look_at(instance, desired).await
+        self.stir.begin(&instance.iid);
+        let seen = self.look_at(instance, desired).await;
+        match seen {
+            Ok(Observation::Ready(_) | Observation::Failed(_)) => self.stir.forget(&instance.iid),
+            _ => self.stir.end(&instance.iid),
+        }
+        seen
+    }
+
+    async fn changed(&self) -> String {
+        self.stir.next().await
     }
 
     async fn open(&self, instance: &InstanceRef, desired: &Desired) -> PortResult<()> {
@@ -337,7 +332,13 @@ impl Provisioner for KubernetesProvisioner {
     }
 
     async fn remove(&self, instance: &InstanceRef, volumes: Volumes) -> PortResult<Removal> {
-        self.remove_all(instance, volumes).await
+        self.stir.begin(&instance.iid);
+        let left = self.remove_all(instance, volumes).await;
+        match left {
+            Ok(Removal::Gone) => self.stir.forget(&instance.iid),
+            _ => self.stir.end(&instance.iid),
+        }
+        left
     }
 
     async fn list(&self) -> PortResult<Vec<String>> {

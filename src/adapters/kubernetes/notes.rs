@@ -19,6 +19,8 @@ struct Note {
     touched: Instant,
     /// Hash and time of what the server took.
     sent: BTreeMap<ObjectRef, (String, Instant)>,
+    /// What somebody else changed after it was sent.
+    edited: BTreeSet<ObjectRef>,
     /// What was no longer wanted and is gone or going.
     pruned: BTreeSet<ObjectRef>,
     /// What people were told last, and since when it did not change.
@@ -33,6 +35,7 @@ impl Note {
         Self {
             touched: now,
             sent: BTreeMap::new(),
+            edited: BTreeSet::new(),
             pruned: BTreeSet::new(),
             said: String::new(),
             since: now,
@@ -62,7 +65,19 @@ impl Notes {
         self.on(iid, |note| {
             let entry = (hash.to_owned(), Instant::now());
             note.sent.insert(reference.clone(), entry);
+            note.edited.remove(reference);
         });
+    }
+
+    /// Somebody else changed an object: it has to be sent again, though it carries the right hash.
+    pub fn edited(&self, iid: &str, reference: &ObjectRef) {
+        self.on(iid, |note| note.edited.insert(reference.clone()));
+    }
+
+    /// Whether [`edited`](Self::edited) was said of it, and it was not sent since.
+    pub fn is_edited(&self, iid: &str, reference: &ObjectRef) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(iid).is_some_and(|note| note.edited.contains(reference))
     }
 
     /// How long ago the server took an object with exactly this hash.

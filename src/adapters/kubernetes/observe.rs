@@ -7,7 +7,7 @@
 use super::apply::{Stand, is_going, lost, phases};
 use super::dress::{self, Dressed};
 use super::health::{self, Health};
-use super::kinds::Resource;
+use super::kinds::{Kinds, Resource};
 use super::watch::is_watched;
 use super::{KubernetesProvisioner, endpoints, names, quantity, shape};
 use crate::domain::manifest::Desired;
@@ -26,8 +26,12 @@ impl KubernetesProvisioner {
         let iid = instance.iid.as_str();
         let all = dress::dressed(&self.settings, instance, desired)?;
         // Before anything else, so that they all begin at once.
-        for kind in [self.pods(), self.volumes()] {
-            self.watches.on(&kind);
+        let mut kinds = vec![Kinds::pods(), Kinds::volumes()];
+        for object in &all {
+            kinds.push(self.resource(&object.reference).await?);
+        }
+        for kind in kinds.iter().filter(|kind| is_watched(kind)) {
+            self.watches.on(kind);
         }
         let mut services = Vec::new();
         for (phase, objects) in phases(&all) {
@@ -45,7 +49,7 @@ impl KubernetesProvisioner {
                     }
                     Err(error) => return Err(error),
                 };
-                match self.state(instance, object, &resource, stand, &mut services) {
+                match state(instance, object, &resource, stand, &mut services) {
                     State::Ready => {}
                     State::Waiting(text) => waiting = waiting.or(Some(text)),
                     State::Missing(text) => missing = missing.or(Some(text)),
@@ -74,41 +78,9 @@ impl KubernetesProvisioner {
         )))
     }
 
-    fn state(
-        &self,
-        instance: &InstanceRef,
-        wanted: &Dressed,
-        resource: &Resource,
-        stand: Stand,
-        services: &mut Vec<Value>,
-    ) -> State {
-        let (kind, name) = (&wanted.reference.kind, &wanted.reference.name);
-        let namespace = kind == "Namespace";
-        match stand {
-            Stand::Sent if !is_watched(resource) => State::Ready,
-            Stand::Sent => State::Waiting(format!("{kind} {name} is being made.")),
-            Stand::Missing | Stand::Going if namespace && instance.established => State::Failed(lost(name)),
-            Stand::Missing => State::Missing(format!("{kind} {name} is to be made.")),
-            Stand::Other => State::Missing(format!("{kind} {name} is being changed.")),
-            // Only applying again tells whether it is gone, and makes it then.
-            Stand::Going => State::Missing(format!("Waiting for the earlier {kind} {name} to go.")),
-            Stand::Live(object) => {
-                let health = health::of(&object, wanted);
-                if kind == "Service" {
-                    services.push(object);
-                }
-                match health {
-                    Health::Ready => State::Ready,
-                    Health::Progressing(text) => State::Waiting(text),
-                    Health::Failed(why) => State::Failed(why),
-                }
-            }
-        }
-    }
-
     /// Volumes that were asked to grow and have not yet.
     fn growing(&self, iid: &str) -> Option<String> {
-        let volumes = self.watches.on(&self.volumes()).of(iid).ok()?;
+        let volumes = self.watches.on(&Kinds::volumes()).of(iid).ok()?;
         volumes
             .iter()
             .filter(|volume| shape::text(volume, "/status/phase") == "Bound" && !is_going(volume))
@@ -131,7 +103,7 @@ impl KubernetesProvisioner {
         let iid = instance.iid.as_str();
         let waited = self.notes.said(iid, &text);
         let seen = |kind: &Resource| self.watches.on(kind).of(iid).unwrap_or_default();
-        let (pods, volumes) = (seen(&self.pods()), seen(&self.volumes()));
+        let (pods, volumes) = (seen(&Kinds::pods()), seen(&Kinds::volumes()));
         let events = match self.notes.events(iid, FRESH) {
             Some(events) => events,
             None if waited >= PATIENCE => {
@@ -158,13 +130,45 @@ impl KubernetesProvisioner {
         let params = ListParams::default().fields("type=Warning");
         let mut events = self
             .cluster
-            .list(&self.warnings(), &namespace, &params, false)
+            .list(&Kinds::events(), &namespace, &params, false)
             .await?;
         if self.settings.shared_namespace.is_some() {
             // Names in a shared namespace all hold the iid.
             events.retain(|event| shape::text(event, "/involvedObject/name").contains(&instance.iid));
         }
         Ok(events)
+    }
+}
+
+/// What a stand means for waiting; live Services are put aside for the endpoints.
+fn state(
+    instance: &InstanceRef,
+    wanted: &Dressed,
+    resource: &Resource,
+    stand: Stand,
+    services: &mut Vec<Value>,
+) -> State {
+    let (kind, name) = (&wanted.reference.kind, &wanted.reference.name);
+    let namespace = kind == "Namespace";
+    match stand {
+        Stand::Sent if !is_watched(resource) => State::Ready,
+        Stand::Sent => State::Waiting(format!("{kind} {name} is being made.")),
+        Stand::Missing | Stand::Going if namespace && instance.established => State::Failed(lost(name)),
+        Stand::Missing => State::Missing(format!("{kind} {name} is to be made.")),
+        Stand::Other => State::Missing(format!("{kind} {name} is being changed.")),
+        // Only applying again tells whether it is gone, and makes it then.
+        Stand::Going => State::Missing(format!("Waiting for the earlier {kind} {name} to go.")),
+        Stand::Live(object) => {
+            let health = health::of(&object, wanted);
+            if kind == "Service" {
+                services.push(object);
+            }
+            match health {
+                Health::Ready => State::Ready,
+                Health::Progressing(text) => State::Waiting(text),
+                Health::Failed(why) => State::Failed(why),
+            }
+        }
     }
 }
 

@@ -99,15 +99,16 @@ impl Refusal {
         )
     }
 
-    /// Whether to send the same request again, and after which pause if the server named one.
+    /// The pause after which to send the same request again: what the server named, else `usual`; `None` = not at all.
     ///
     /// Besides throttling: a quota just made is not counted yet; and a server that has just started answers that nobody
     /// has any right until it has read them.
-    pub fn again_after(&self) -> Option<Option<Duration>> {
+    pub fn again_after(&self, usual: Duration) -> Option<Duration> {
         match (self.status, self.meaning()) {
-            (429, _) | (_, Meaning::Uncounted) => Some(self.after),
-            (503, _) if self.after.is_some() => Some(self.after),
-            (401 | 403, Meaning::Right | Meaning::LogIn) => Some(None),
+            (503, _) => self.after,
+            (429, _) | (_, Meaning::Uncounted) | (401 | 403, Meaning::Right | Meaning::LogIn) => {
+                Some(self.after.unwrap_or(usual))
+            }
             _ => None,
         }
     }
@@ -359,7 +360,11 @@ mod tests {
 
     #[test]
     fn only_what_the_server_did_not_look_at_is_sent_again() {
-        let again = |code, message: &str| refused("StatefulSet", code, message).again_after().is_some();
+        let again = |code, message: &str| {
+            refused("StatefulSet", code, message)
+                .again_after(Duration::ZERO)
+                .is_some()
+        };
         assert!(again(429, ""));
         assert!(again(403, "x is forbidden: status unknown for quota: q"));
         assert!(again(403, "statefulsets is forbidden: User \"x\" cannot patch"));
@@ -367,6 +372,6 @@ mod tests {
         assert!(!again(500, "") && !again(503, "") && !again(409, "") && !again(404, "") && !again(422, ""));
         let resource = Kinds::usual("v1", "Pod").unwrap();
         let starting = Refusal::read(503, Some(1), b"starting", "get", &resource, "x");
-        assert_eq!(starting.again_after(), Some(Some(Duration::from_secs(1))));
+        assert_eq!(starting.again_after(Duration::ZERO), Some(Duration::from_secs(1)));
     }
 }

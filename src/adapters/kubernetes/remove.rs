@@ -113,11 +113,11 @@ impl KubernetesProvisioner {
         home: &str,
         volumes: Volumes,
     ) -> PortResult<Option<String>> {
-        let resource = self.namespaces();
+        let resource = Kinds::namespaces();
         let seen = self.watches.on(&resource).one(&instance.iid, "", home);
         let namespace = match seen {
-            // Nothing to do but wait, and the watch shows it.
-            Ok(Some(seen)) if is_going(&seen) => Some(seen),
+            Ok(Some(seen)) => Some(seen),
+            // Only the server's word counts for gone.
             _ => self.look(&resource, "", home, Ask::Get).await?,
         };
         let Some(namespace) = namespace else {
@@ -142,7 +142,7 @@ impl KubernetesProvisioner {
             self.retain(instance, home).await?;
             return Ok(None);
         }
-        if let Some(text) = self.clear_all(instance, home, &objects, Turn::Workload).await? {
+        if let Some(text) = self.clear_all(instance, home, &objects, Turn::Volume).await? {
             return Ok(Some(text));
         }
         let params = exactly(&namespace, DeleteParams::background());
@@ -197,10 +197,15 @@ impl KubernetesProvisioner {
             known.insert(object.clone(), resource);
         }
         let workloads = ["StatefulSet", "Deployment"].map(|kind| ("apps/v1", kind));
-        let usual = workloads.into_iter().chain([("batch/v1", "Job")]);
+        let others = [("batch/v1", "Job"), ("v1", "PersistentVolumeClaim")];
+        let usual = workloads.into_iter().chain(others);
         let usual = usual.filter_map(|(version, kind)| Kinds::usual(version, kind));
         for resource in usual.chain(self.custom()) {
-            for object in self.watches.on(&resource).of(&instance.iid).unwrap_or_default() {
+            let seen = self
+                .watches
+                .begun(&resource)
+                .and_then(|watch| watch.of(&instance.iid).ok());
+            for object in seen.unwrap_or_default() {
                 let reference = ObjectRef {
                     api_version: resource.api_version.clone(),
                     kind: resource.kind.clone(),
@@ -256,7 +261,7 @@ impl KubernetesProvisioner {
 
     /// Pods that have not ended, as far as the watch shows.
     fn stopping(&self, instance: &InstanceRef, place: &str) -> Option<String> {
-        let pods = self.watches.on(&self.pods()).of(&instance.iid).ok()?;
+        let pods = self.watches.on(&Kinds::pods()).of(&instance.iid).ok()?;
         let left: Vec<&Value> = pods
             .iter()
             .filter(|pod| shape::text(pod, "/metadata/namespace") == place)
@@ -283,7 +288,14 @@ impl KubernetesProvisioner {
             Err(error) => return Err(error),
         };
         let (namespace, name) = (object.namespace.as_str(), object.name.as_str());
-        let Some(live) = self.look(&resource, namespace, name, Ask::Meta).await? else {
+        let watch = self.watches.begun(&resource);
+        let seen = watch.and_then(|watch| watch.one(iid, namespace, name).ok().flatten());
+        let live = match seen {
+            Some(seen) => Some(seen),
+            // Only the server's word counts for gone.
+            None => self.look(&resource, namespace, name, Ask::Meta).await?,
+        };
+        let Some(live) = live else {
             return Ok(Left::Gone);
         };
         if !is_ours(&live, iid) {
@@ -302,6 +314,8 @@ impl KubernetesProvisioner {
             Ok(answer) if answer.get("kind") == Some(&Value::from("Status")) => Ok(Left::Gone),
             Ok(answer) => Ok(Left::Going(holders(&answer))),
             Err(refused) if refused.is_gone() => Ok(Left::Gone),
+            // Another object has its name by now: look again.
+            Err(refused) if refused.status == 409 => Ok(Left::Going(None)),
             Err(refused) => Err(refused.into()),
         }
     }
@@ -340,7 +354,7 @@ impl KubernetesProvisioner {
     async fn retain(&self, instance: &InstanceRef, home: &str) -> PortResult<()> {
         self.mark_volumes(instance, home).await?;
         let change = json!({"metadata": {"labels": {RETAINED: "true"}}});
-        let namespaces = self.namespaces();
+        let namespaces = Kinds::namespaces();
         self.cluster
             .ask(&namespaces, "", home, Ask::Merge(&change))
             .await?;
@@ -349,7 +363,7 @@ impl KubernetesProvisioner {
 
     async fn mark_volumes(&self, instance: &InstanceRef, place: &str) -> PortResult<()> {
         let change = json!({"metadata": {"labels": {RETAINED: "true"}}});
-        let volumes = self.volumes();
+        let volumes = Kinds::volumes();
         let params =
             ListParams::default().labels(&format!("{}={},!{RETAINED}", names::INSTANCE, instance.iid));
         for volume in self.cluster.list(&volumes, place, &params, true).await? {
@@ -368,7 +382,7 @@ impl KubernetesProvisioner {
         let mut iids = BTreeSet::new();
         let shared = self.settings.shared_namespace.clone();
         let resources: Vec<Resource> = match &shared {
-            None => vec![self.namespaces()],
+            None => vec![Kinds::namespaces()],
             Some(_) => KINDS
                 .iter()
                 .filter(|(_, kind, _)| *kind != "Secret")

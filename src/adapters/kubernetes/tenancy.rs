@@ -12,8 +12,10 @@ use std::collections::BTreeSet;
 
 /// The label every namespace has from the cluster itself.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
-/// Where the cluster's own DNS servers listen: 53, and 5353 behind the service of some distributions.
+/// Where the cluster's own DNS servers listen, which a policy sees behind their service: 53, 5353 in some distributions,
+/// and elsewhere whatever their pods call by the usual names.
 const DNS_PORTS: [u16; 2] = [53, 5353];
+const DNS_NAMES: [(&str, &str); 2] = [("UDP", "dns"), ("TCP", "dns-tcp")];
 /// The usual address of a DNS cache that each node runs.
 const NODE_DNS: &str = "169.254.20.10/32";
 
@@ -57,10 +59,11 @@ pub(super) fn surroundings(
     }
     let pods = pods(settings, instance);
     let peer = json!([{"podSelector": pods}]);
-    let dns: Vec<Value> = DNS_PORTS
+    let numbers = DNS_PORTS
         .iter()
-        .flat_map(|port| ["UDP", "TCP"].map(|protocol| json!({"protocol": protocol, "port": port})))
-        .collect();
+        .flat_map(|port| ["UDP", "TCP"].map(|protocol| json!({"protocol": protocol, "port": port})));
+    let named = DNS_NAMES.map(|(protocol, name)| json!({"protocol": protocol, "port": name}));
+    let dns: Vec<Value> = numbers.chain(named).collect();
     let servers = json!([{"namespaceSelector": {}}, {"ipBlock": {"cidr": NODE_DNS}}]);
     let policy = |what: &str, mut spec: Value| {
         spec["podSelector"] = pods.clone();

@@ -193,7 +193,7 @@ impl Scene<'_> {
             return Vec::new();
         }
         if phase == "Failed" {
-            return vec![self.failed(pod)];
+            return vec![Self::failed(pod)];
         }
         let mut found: Vec<Trouble> = containers(pod)
             .filter_map(|container| self.container(pod, container))
@@ -216,7 +216,7 @@ impl Scene<'_> {
     }
 
     /// A pod that ended; who made it makes another.
-    fn failed(&self, pod: &Value) -> Trouble {
+    fn failed(pod: &Value) -> Trouble {
         let said = match words::clean(shape::text(pod, "/status/message")) {
             message if message.is_empty() => ended(pod).unwrap_or_default(),
             message => message,

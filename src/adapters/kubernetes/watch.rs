@@ -9,16 +9,17 @@ use super::client::{Ask, Cluster, PAGE, causes};
 use super::kinds::Resource;
 use super::names;
 use super::refusal::Refusal;
+use super::stir::Stir;
 use crate::ports::PortError;
 use futures::{AsyncBufReadExt, StreamExt};
 use kube::api::ListParams;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, warn};
 
 /// How long the server keeps one watch open, seconds; then it is opened again from where it was.
 const OPEN: u32 = 60;
@@ -62,6 +63,33 @@ struct Seen {
     refused: Option<PortError>,
 }
 
+impl Seen {
+    /// Keeps an object, or lets it go; true when that changed something somebody reads.
+    fn takes(&mut self, iid: &str, key: Key, text: Option<Box<str>>) -> bool {
+        let Some(all) = &mut self.all else {
+            return false;
+        };
+        match text {
+            Some(text) => {
+                let objects = all.entry(iid.into()).or_default();
+                let changed = objects.get(&key) != Some(&text);
+                objects.insert(key, text);
+                changed
+            }
+            None => {
+                let Some(objects) = all.get_mut(iid) else {
+                    return false;
+                };
+                let changed = objects.remove(&key).is_some();
+                if objects.is_empty() {
+                    all.remove(iid);
+                }
+                changed
+            }
+        }
+    }
+}
+
 /// The watch on one kind.
 pub(super) struct Watch {
     seen: RwLock<Seen>,
@@ -100,8 +128,8 @@ impl Watch {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Seen)) {
-        change(&mut self.seen.write().unwrap_or_else(PoisonError::into_inner));
+    fn change<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
+        change(&mut self.seen.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -119,15 +147,18 @@ pub(super) struct Watches {
     cluster: Arc<Cluster>,
     /// The one namespace of all instances; empty = each has its own.
     shared: String,
+    /// Told of every change.
+    stir: Arc<Stir>,
     running: Mutex<HashMap<Resource, Arc<Watch>>>,
 }
 
 impl Watches {
     /// No watch yet; `shared` is the one namespace of all instances, or empty.
-    pub fn new(cluster: Arc<Cluster>, shared: &str) -> Self {
+    pub fn new(cluster: Arc<Cluster>, shared: &str, stir: Arc<Stir>) -> Self {
         Self {
             cluster,
             shared: shared.to_owned(),
+            stir,
             running: Mutex::default(),
         }
     }
@@ -142,19 +173,27 @@ impl Watches {
             seen: RwLock::default(),
             task: Mutex::default(),
         });
-        let task = tokio::spawn(follow(
-            self.cluster.clone(),
-            resource.clone(),
-            if resource.namespaced {
+        let follower = Follower {
+            cluster: self.cluster.clone(),
+            resource: resource.clone(),
+            namespace: if resource.namespaced {
                 self.shared.clone()
             } else {
                 String::new()
             },
-            Arc::downgrade(&watch),
-        ));
+            watch: Arc::downgrade(&watch),
+            stir: self.stir.clone(),
+        };
+        let task = tokio::spawn(follower.follow());
         *watch.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
         running.insert(resource.clone(), watch.clone());
         watch
+    }
+
+    /// The watch on a kind, if it has begun.
+    pub fn begun(&self, resource: &Resource) -> Option<Arc<Watch>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(resource).cloned()
     }
 
     /// How many watches there are.
@@ -163,148 +202,151 @@ impl Watches {
     }
 }
 
-/// Lists, then watches from there; forever, until nobody holds the watch any more.
-async fn follow(cluster: Arc<Cluster>, resource: Resource, namespace: String, watch: std::sync::Weak<Watch>) {
-    let mut pause = SHORTEST_PAUSE;
-    let mut version: Option<String> = None;
-    loop {
-        let went = match version.take() {
-            None => listed(&cluster, &resource, &namespace, &watch).await.map(Some),
-            Some(from) => watched(&cluster, &resource, &namespace, &watch, from).await,
-        };
-        if watch.strong_count() == 0 {
-            return;
-        }
-        match went {
-            Ok(next) => {
-                version = next;
-                pause = SHORTEST_PAUSE;
-            }
-            Err((refused, kept)) => {
-                // Words on loss are for whoever looks for them: a restart of the API server is ordinary.
-                let error = PortError::from(refused.clone());
-                if refused.is_forbidden() {
-                    info!(kind = %resource.kind, detail = %error.detail, "what there is cannot be watched");
-                } else {
-                    debug!(kind = %resource.kind, detail = %error.detail, "a watch was lost");
-                }
-                if let Some(watch) = watch.upgrade() {
-                    watch.change(|seen| seen.refused = refused.is_forbidden().then_some(error));
-                }
-                version = kept;
-                sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        }
-    }
+/// What keeps one watch up to date.
+struct Follower {
+    cluster: Arc<Cluster>,
+    resource: Resource,
+    namespace: String,
+    watch: Weak<Watch>,
+    stir: Arc<Stir>,
 }
 
 /// A refusal, and the version to go on from if the earlier one is still good.
 type Lost = (Refusal, Option<String>);
 
-fn ours() -> String {
-    format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1)
-}
-
-/// Puts everything there is in the place of what was seen before; gives the version to watch from.
-async fn listed(
-    cluster: &Cluster,
-    resource: &Resource,
-    namespace: &str,
-    watch: &std::sync::Weak<Watch>,
-) -> Result<String, Lost> {
-    let mut params = ListParams::default().labels(&ours()).limit(PAGE);
-    let mut all: HashMap<Box<str>, Objects> = HashMap::new();
-    loop {
-        let page = cluster
-            .ask(resource, namespace, "", Ask::List(&params))
-            .await
-            .map_err(|refused| (refused, None))?;
-        let text = |pointer: &str| page.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (version, next) = (text("/metadata/resourceVersion"), text("/metadata/continue"));
-        for item in page.get("items").and_then(Value::as_array).into_iter().flatten() {
-            if let Some((iid, key, text)) = kept(resource, item) {
-                all.entry(iid).or_default().insert(key, text);
-            }
-        }
-        if next.is_empty() {
-            if let Some(watch) = watch.upgrade() {
-                watch.change(|seen| {
-                    *seen = Seen {
-                        all: Some(all),
-                        refused: None,
-                    };
-                });
-            }
-            return Ok(version.to_owned());
-        }
-        params = params.continue_token(next);
-    }
-}
-
-/// Follows changes from `version` until the stream ends; gives the version to go on from, none = list again.
-async fn watched(
-    cluster: &Cluster,
-    resource: &Resource,
-    namespace: &str,
-    watch: &std::sync::Weak<Watch>,
-    mut version: String,
-) -> Result<Option<String>, Lost> {
-    let opened = cluster.watch(resource, namespace, &ours(), &version, OPEN).await;
-    let stream = match opened {
-        Ok(stream) => stream,
-        Err(refused) if refused.is_expired() => return Ok(None),
-        Err(refused) => return Err((refused, Some(version))),
-    };
-    let lost = |text: &str| Refusal::new(0, text, "watch", resource, "");
-    let mut lines = std::pin::pin!(stream.lines());
-    let patience = Duration::from_secs(u64::from(OPEN)) + GRACE;
-    loop {
-        let line = match timeout(patience, lines.next()).await {
-            Ok(Some(Ok(line))) => line,
-            Ok(Some(Err(error))) => return Err((lost(&causes(&error)), Some(version))),
-            Ok(None) => return Ok(Some(version)),
-            Err(_) => return Err((lost("silence"), Some(version))),
-        };
-        let Ok(event) = serde_json::from_str::<Value>(&line) else {
-            return Err((lost("a line that is not JSON"), Some(version)));
-        };
-        let object = event.get("object").unwrap_or(&Value::Null);
-        let word = event.get("type").and_then(Value::as_str).unwrap_or_default();
-        if word == "ERROR" {
-            let code = object.get("code").and_then(Value::as_u64).unwrap_or_default();
-            // Whatever it is, listing again is right; only for an expired version it is right at once.
-            return match code {
-                410 => Ok(None),
-                _ => Err((lost("the server ended the watch"), None)),
+impl Follower {
+    /// Lists, then watches from there; forever, until nobody holds the watch any more.
+    async fn follow(self) {
+        let mut pause = SHORTEST_PAUSE;
+        let mut version: Option<String> = None;
+        loop {
+            let went = match version.take() {
+                None => self.list().await.map(Some),
+                Some(from) => self.changes(from).await,
             };
-        }
-        if let Some(now) = object
-            .pointer("/metadata/resourceVersion")
-            .and_then(Value::as_str)
-        {
-            now.clone_into(&mut version);
-        }
-        let Some(watch) = watch.upgrade() else {
-            return Ok(None);
-        };
-        let Some((iid, key, text)) = kept(resource, object) else {
-            continue;
-        };
-        watch.change(|seen| {
-            let Some(all) = &mut seen.all else { return };
-            if word == "DELETED" {
-                if let Some(objects) = all.get_mut(&iid) {
-                    objects.remove(&key);
-                    if objects.is_empty() {
-                        all.remove(&iid);
-                    }
+            let Some(watch) = self.watch.upgrade() else {
+                return;
+            };
+            match went {
+                Ok(next) => {
+                    version = next;
+                    pause = SHORTEST_PAUSE;
                 }
-            } else if word != "BOOKMARK" {
-                all.entry(iid).or_default().insert(key, text);
+                Err((refused, kept)) => {
+                    self.lost(&watch, refused);
+                    drop(watch);
+                    version = kept;
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
             }
+        }
+    }
+
+    /// A restart of the API server is ordinary; only a missing right is told, once.
+    fn lost(&self, watch: &Watch, refused: Refusal) {
+        let forbidden = refused.is_forbidden();
+        let error = PortError::from(refused);
+        let kind = self.resource.kind.as_str();
+        debug!(kind, detail = %error.detail, "a watch was lost");
+        watch.change(|seen| {
+            if forbidden && seen.refused.is_none() {
+                warn!(kind, detail = %error.detail, "what there is cannot be watched; trying on");
+            }
+            seen.refused = forbidden.then_some(error);
         });
     }
+
+    /// Puts everything there is in the place of what was seen before; gives the version to watch from.
+    async fn list(&self) -> Result<String, Lost> {
+        let mut params = ListParams::default().labels(&ours()).limit(PAGE);
+        let mut all: HashMap<Box<str>, Objects> = HashMap::new();
+        loop {
+            let page = self
+                .cluster
+                .ask(&self.resource, &self.namespace, "", Ask::List(&params))
+                .await
+                .map_err(|refused| (refused, None))?;
+            let text = |pointer: &str| page.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let (version, next) = (text("/metadata/resourceVersion"), text("/metadata/continue"));
+            for item in page.get("items").and_then(Value::as_array).into_iter().flatten() {
+                if let Some((iid, key, text)) = kept(&self.resource, item) {
+                    all.entry(iid).or_default().insert(key, text);
+                }
+            }
+            if next.is_empty() {
+                if let Some(watch) = self.watch.upgrade() {
+                    watch.change(|seen| {
+                        *seen = Seen {
+                            all: Some(all),
+                            refused: None,
+                        };
+                    });
+                }
+                self.stir.stir_all();
+                return Ok(version.to_owned());
+            }
+            params = params.continue_token(next);
+        }
+    }
+
+    /// Follows changes from `version` until the stream ends; gives the version to go on from, none = list again.
+    async fn changes(&self, mut version: String) -> Result<Option<String>, Lost> {
+        let resource = &self.resource;
+        let opened = self
+            .cluster
+            .watch(resource, &self.namespace, &ours(), &version, OPEN)
+            .await;
+        let stream = match opened {
+            Ok(stream) => stream,
+            Err(refused) if refused.is_expired() => return Ok(None),
+            Err(refused) => return Err((refused, Some(version))),
+        };
+        let lost = |text: &str| Refusal::new(0, text, "watch", resource, "");
+        let mut lines = std::pin::pin!(stream.lines());
+        let patience = Duration::from_secs(u64::from(OPEN)) + GRACE;
+        loop {
+            let line = match timeout(patience, lines.next()).await {
+                Ok(Some(Ok(line))) => line,
+                Ok(Some(Err(error))) => return Err((lost(&causes(&error)), Some(version))),
+                Ok(None) => return Ok(Some(version)),
+                Err(_) => return Err((lost("silence"), Some(version))),
+            };
+            let Ok(event) = serde_json::from_str::<Value>(&line) else {
+                return Err((lost("a line that is not JSON"), Some(version)));
+            };
+            let object = event.get("object").unwrap_or(&Value::Null);
+            let word = event.get("type").and_then(Value::as_str).unwrap_or_default();
+            if word == "ERROR" {
+                let code = object.get("code").and_then(Value::as_u64).unwrap_or_default();
+                // Whatever it is, listing again is right; only for an expired version it is right at once.
+                return match code {
+                    410 => Ok(None),
+                    _ => Err((lost("the server ended the watch"), None)),
+                };
+            }
+            if let Some(now) = object
+                .pointer("/metadata/resourceVersion")
+                .and_then(Value::as_str)
+            {
+                now.clone_into(&mut version);
+            }
+            let Some(watch) = self.watch.upgrade() else {
+                return Ok(None);
+            };
+            if let (Some((iid, key, text)), "ADDED" | "MODIFIED" | "DELETED") = (kept(resource, object), word)
+            {
+                let changed = watch.change(|seen| seen.takes(&iid, key, (word != "DELETED").then_some(text)));
+                if changed {
+                    self.stir.stir(&iid);
+                }
+            }
+        }
+    }
+}
+
+fn ours() -> String {
+    format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1)
 }
 
 /// Whose an object is, and what is kept of it; none when it is no instance's.

@@ -11,7 +11,11 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-const OWN: [&str; 7] = ["sha256", "b64", "join", "dns_name", "quantity", "mib", "json"];
+const OWN: [&str; 8] = [
+    "sha256", "pbkdf2", "b64", "join", "dns_name", "quantity", "mib", "json",
+];
+/// Most rounds of `pbkdf2`: a catalog is rendered often, and what is hashed is a long random text.
+const MAX_ROUNDS: i64 = 1_000;
 
 type Result<T> = std::result::Result<T, ExecutionError>;
 
@@ -24,6 +28,7 @@ pub(super) fn is_own(function: &str) -> bool {
 pub(super) fn register(context: &mut Context<'_, '_>) {
     let added = [
         context.add_function("sha256", sha256),
+        context.add_function("pbkdf2", pbkdf2),
         context.add_function("b64", b64),
         context.add_function("join", join),
         context.add_function("dns_name", dns_name),
@@ -49,6 +54,57 @@ fn sha256(text: Cel) -> Result<Cel> {
     Ok(data_encoding::HEXLOWER
         .encode(&Sha256::digest(text.as_bytes()))
         .into())
+}
+
+/// `pbkdf2(text, salt, rounds)`: PBKDF2 with HMAC-SHA-256, 32 bytes, lower-case hex.
+///
+/// For servers that take a password only as such a hash, the same on every member.
+fn pbkdf2(text: Cel, salt: Cel, rounds: Cel) -> Result<Cel> {
+    let (Cel::String(text), Cel::String(salt), Cel::Int(rounds)) = (text, salt, rounds) else {
+        return fail("pbkdf2", "takes a text, a salt and a number of rounds");
+    };
+    if !(1..=MAX_ROUNDS).contains(&rounds) {
+        return fail("pbkdf2", "takes 1 to 1000 rounds");
+    }
+    Ok(data_encoding::HEXLOWER
+        .encode(&derived(text.as_bytes(), salt.as_bytes(), rounds))
+        .into())
+}
+
+/// The first block of PBKDF2 (RFC 8018), which is as long as the hash.
+fn derived(text: &[u8], salt: &[u8], rounds: i64) -> [u8; 32] {
+    let mut first = salt.to_vec();
+    first.extend(1u32.to_be_bytes());
+    let mut last = hmac(text, &first);
+    let mut all = last;
+    for _ in 1..rounds {
+        last = hmac(text, &last);
+        for (sum, byte) in all.iter_mut().zip(last) {
+            *sum ^= byte;
+        }
+    }
+    all
+}
+
+/// HMAC-SHA-256 (RFC 2104).
+fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
+    const BLOCK: usize = 64;
+    let mut padded = [0u8; BLOCK];
+    if key.len() > BLOCK {
+        padded[..32].copy_from_slice(&Sha256::digest(key));
+    } else {
+        padded[..key.len()].copy_from_slice(key);
+    }
+    let mixed = |with: u8| padded.map(|byte| byte ^ with);
+    let inner = Sha256::new()
+        .chain_update(mixed(0x36))
+        .chain_update(message)
+        .finalize();
+    Sha256::new()
+        .chain_update(mixed(0x5c))
+        .chain_update(inner)
+        .finalize()
+        .into()
 }
 
 /// `b64(text)`: standard alphabet, padded.

@@ -65,6 +65,15 @@ fn functions() {
             "${sha256('abc')}",
             json!("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
         ),
+        (
+            "${pbkdf2('passwd', 'salt', 1)}",
+            json!("55ac046e56e3089fec1691c22544b605f94185216dde0465e68b9d57c20dacbc"),
+        ),
+        (
+            "${pbkdf2(join(['pppppppppp', 'pppppppppp', 'pppppppppp', 'pppppppppp', 'pppppppppp', 'pppppppppp',
+              'pppppppppp', 'pppppppppp', 'pppppppppp', 'pppppppppp'], ''), 'NaCl', 1000)}",
+            json!("43d5ab3171d122832429c78998f7556df8c0170d39422de92562345090d5bb24"),
+        ),
         ("${b64('abc')}", json!("YWJj")),
         ("${join(plan.tags, ', ')}", json!("a, b")),
         ("${join([1, 2], '')}", json!("12")),
@@ -99,6 +108,7 @@ fn errors_name_the_leaf_and_never_a_value() {
         ("${plan[admin.password]}", "no such key"),
         ("${admin[params.list]}", ""),
         ("${sha256(1)}", "sha256: takes a text"),
+        ("${pbkdf2('a', 'b', 1001)}", "pbkdf2: takes 1 to 1000 rounds"),
         ("${dns_name('!!')}", "no letter or digit"),
         ("${1 / 0}", "division by zero"),
         ("${plan.tags[9]}", "no element"),

@@ -183,6 +183,7 @@ async fn a_lost_watch_goes_on_from_where_it_was() {
             .count()
     };
     let before = lists(&room);
+    room.fake.manual();
     room.fake.cut_watches();
     room.fake.edit("statefulsets", HOME, "db", |set| {
         set["status"]["readyReplicas"] = 0.into()

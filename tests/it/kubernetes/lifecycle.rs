@@ -316,5 +316,33 @@ async fn a_custom_resource_is_waited_for_by_its_own_rule() {
     room.fake.edit("clouds", HOME, "db", |cloud| {
         cloud["status"] = json!({"phase": "Rain"})
     });
-    room.settled(&desired).await;
+    room.watch_until(&desired, |seen| matches!(seen, Observation::Ready(_)))
+        .await;
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_at_once_that_something_happened() {
+    let mut room = Room::new().await;
+    let desired = database("db", "1Gi", "a");
+    room.fake.automatic();
+    room.fake.pods_fail(json!({"phase": "Pending"}));
+    room.apply(&desired).await.unwrap();
+    room.watch_until(
+        &desired,
+        |seen| matches!(seen, Observation::Progressing(text) if text.contains("0 of 1 pods")),
+    )
+    .await;
+    // What happened before is told too; then nothing more until something happens.
+    let soon = std::time::Duration::from_millis(500);
+    while tokio::time::timeout(soon, room.provisioner.changed())
+        .await
+        .is_ok()
+    {
+        room.observe(&desired).await;
+    }
+    room.fake.edit("pods", HOME, "db-0", |pod| {
+        pod["status"]["phase"] = "Running".into()
+    });
+    let told = tokio::time::timeout(soon * 10, room.provisioner.changed()).await;
+    assert_eq!(told.unwrap(), IID);
 }

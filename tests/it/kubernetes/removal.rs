@@ -204,6 +204,7 @@ async fn volumes_deleted_by_hand_are_told_and_never_made_anew_silently() {
     room.provisioned(&desired).await;
     room.fake.delete("statefulsets", HOME, "db");
     room.fake.delete("persistentvolumeclaims", HOME, "data-db-0");
+    room.restart().await;
     let error = room.apply(&desired).await.unwrap_err();
     assert_eq!(error.kind, PortErrorKind::Invalid);
     assert!(
@@ -240,6 +241,7 @@ async fn an_earlier_namespace_of_the_same_name_is_waited_for() {
                 "applied into a namespace on its way out"
             ),
         }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         if room.fake.object("namespaces", "", HOME).is_none() {
             return;
         }

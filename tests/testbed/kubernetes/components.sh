@@ -112,7 +112,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 cgroupDriver: cgroupfs
-cgroupRoot: /$CGROUP
+cgroupRoot: /$IDENTITY
 failSwapOn: false
 oomScoreAdj: 0
 containerRuntimeEndpoint: unix://$CONTAINERD
@@ -129,7 +129,9 @@ volumePluginDir: $RUN/kubelet-plugins
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 imageMinimumGCAge: 24h
-evictionHard: {memory.available: 100Mi, nodefs.available: 1%, nodefs.inodesFree: 1%, imagefs.available: 1%, imagefs.inodesFree: 1%}
+# A share of a large disk is a lot, and somebody else's build may fill it for a moment.
+evictionHard: {memory.available: 100Mi, nodefs.available: 100Mi, nodefs.inodesFree: 1%, imagefs.available: 100Mi, imagefs.inodesFree: 1%}
+evictionPressureTransitionPeriod: 5s
 maxPods: 110
 healthzBindAddress: 127.0.0.1
 END

@@ -1,0 +1,28 @@
+//! Credential mechanisms against servers that no Debian package brings: MinIO, Cassandra, a CouchDB-compatible one.
+//!
+//! Not part of `make test`: `make test-real` runs it. Each test starts its server on loopback in a directory of its
+//! own and kills it when its guard drops. Where a server's program is missing the test fails and says how to get it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::pedantic,
+    clippy::disallowed_methods,
+    missing_docs
+)]
+
+mod cassandra;
+#[path = "../real/contract.rs"]
+mod contract;
+mod couchdb;
+#[path = "../real/couchdb/client.rs"]
+mod couchdb_client;
+mod minio;
+#[path = "../real/s3_client.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod s3_client;
+mod servers;
+#[path = "../real/support.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod support;
