@@ -10,9 +10,12 @@ pub use clock::{SystemClock, random_token};
 pub use rows::SqlRows;
 pub use server::serve;
 
-use crate::adapters::credentials::{
-    cassandra::Cassandra, couchdb::CouchDb, nats::Nats, redis::Redis, s3::S3, sql::Sql,
-};
+use crate::adapters::credentials::cassandra::Cassandra;
+use crate::adapters::credentials::couchdb::CouchDb;
+use crate::adapters::credentials::nats::Nats;
+use crate::adapters::credentials::redis::Redis;
+use crate::adapters::credentials::s3::S3;
+use crate::adapters::credentials::sql::Sql;
 use crate::adapters::local::{LocalProvisioner, LocalSettings};
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::config::{Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
