@@ -10,7 +10,9 @@ const REDIS: Plan = ("redis", "small");
 fn plan(stage: &mut Stage, name: &str, change: impl FnOnce(&mut Value)) {
     let small = crate::support::process::repository().join("plans/redis/small.yaml");
     let mut plan: Value = serde_saphyr::from_str(&std::fs::read_to_string(small).unwrap()).unwrap();
-    plan["id"] = format!("trouble-{name}").into();
+    plan["id"] = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes())
+        .to_string()
+        .into();
     plan["name"] = name.into();
     change(&mut plan);
     stage.file(&format!("plans/redis/{name}.yaml"), &plan.to_string());

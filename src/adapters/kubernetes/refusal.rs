@@ -150,10 +150,10 @@ impl Refusal {
         if self.kind == "Secret" {
             return "its reason is not repeated, because it may quote the secret".to_owned();
         }
-        let words = match self.message.split_once("denied the request: ") {
-            Some((_, words)) => words,
-            None => self.message.as_str(),
-        };
+        // Of a webhook, and of a policy.
+        let marks = ["denied the request: ", "denied request: "];
+        let said = marks.into_iter().find_map(|mark| self.message.split_once(mark));
+        let words = said.map_or(self.message.as_str(), |(_, words)| words);
         let mut words: String = words.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
         if words.is_empty() {
             words = format!("status {}", self.status);
