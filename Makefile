@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo run test test-real check bench gen deps
+.PHONY: help demo run test test-real check bench gen deps testbed
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ check: ## Format, lints, documentation, dependencies, catalog, generated files
 
 bench: deps ## Measure speed and memory; the method is in bench/README.md
 	@bench/run.sh
+
+testbed: ## Start a Kubernetes node for tests, as root (ARGS="kubernetes vault"); tests/testbed/README.md
+	@tests/testbed/up $(ARGS)
 
 gen: ## Make the generated files anew
 	scripts/gen.sh

@@ -6,11 +6,16 @@
 set -euo pipefail
 
 TESTBED=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-CACHE=${CHANDLER_TESTBED_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chandler/testbed}
+usual_cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/chandler/testbed
+CACHE=${CHANDLER_TESTBED_CACHE:-$usual_cache}
 RUN=$CACHE/run # all state; `down` removes it
-NETNS_NAME=chandler-testbed
-NETNS=/run/netns/$NETNS_NAME
-CGROUP=chandler-testbed # below the root of every hierarchy
+[[ $CACHE != *[[:space:]]* ]] || { echo "error: the cache's path has a space in it: $CACHE; set CHANDLER_TESTBED_CACHE" >&2 && exit 1; }
+
+# The name of the network namespace, and of the cgroup below the root of every hierarchy. Another cache is another testbed,
+# with names of its own, so that its `down` can never mean this one.
+IDENTITY=chandler-testbed
+[ "$CACHE" = "$usual_cache" ] || IDENTITY+=-$(echo "$CACHE" | sha256sum | cut -c1-6)
+NETNS=/run/netns/$IDENTITY
 ARCH=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 
 say() { printf '%s\n' "$*" >&2; }
@@ -60,26 +65,21 @@ recipe_key() { cat "$@" | sha256sum | cut -c1-8; }
 
 # --- our own cgroup -------------------------------------------------------------------------------------------------
 
-# The hierarchies: all the mounted ones of version 1, or the single one of version 2.
-cgroup_roots() {
-  if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-    echo /sys/fs/cgroup
-  else
-    awk '$3 == "cgroup" { print $2 }' /proc/mounts | sort -u
-  fi
-}
+# The hierarchies: all the mounted ones of version 1 (and an empty one of version 2 beside them), or the single one of
+# version 2.
+cgroup_roots() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts | sort -u; }
 
 # The hierarchy by which processes are found again.
-cgroup_of_processes() { if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "/sys/fs/cgroup/$CGROUP"; else echo "/sys/fs/cgroup/pids/$CGROUP"; fi; }
+cgroup_of_processes() { if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "/sys/fs/cgroup/$IDENTITY"; else echo "/sys/fs/cgroup/pids/$IDENTITY"; fi; }
 
 make_cgroups() {
   local root
   for root in $(cgroup_roots); do
-    [ -d "$root/$CGROUP" ] && continue
-    mkdir "$root/$CGROUP"
+    [ -d "$root/$IDENTITY" ] && continue
+    mkdir "$root/$IDENTITY"
     if [ -e "$root/cpuset.mems" ]; then # a new cpuset of version 1 is empty, and nothing can run in it
-      cat "$root/cpuset.cpus" >"$root/$CGROUP/cpuset.cpus"
-      cat "$root/cpuset.mems" >"$root/$CGROUP/cpuset.mems"
+      cat "$root/cpuset.cpus" >"$root/$IDENTITY/cpuset.cpus"
+      cat "$root/cpuset.mems" >"$root/$IDENTITY/cpuset.mems"
     fi
   done
   mkdir -p "$(cgroup_of_processes)/system"
@@ -103,7 +103,7 @@ kill_rest() {
 remove_cgroups() {
   local root
   for root in $(cgroup_roots); do
-    [ ! -d "$root/$CGROUP" ] || find "$root/$CGROUP" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+    [ ! -d "$root/$IDENTITY" ] || find "$root/$IDENTITY" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   done
 }
 
@@ -142,18 +142,18 @@ stop() {
     kill "$pid" 2>/dev/null || true
     end=$((SECONDS + limit))
     while alive "$name" && [ $SECONDS -lt $end ]; do sleep 0.05; done
-    ! alive "$name" || kill -9 "$pid" 2>/dev/null || true
+    ! alive "$name" || kill -9 -- "-$pid" 2>/dev/null || true
     while alive "$name"; do sleep 0.05; done
   fi
   rm -f "$RUN/pid/$name"
 }
 
-# kill_now NAME: without asking.
+# kill_now NAME: without asking, with its children (each daemon leads a process group).
 kill_now() {
   local pid
   if alive "$1"; then
     read -r pid _ <"$RUN/pid/$1"
-    kill -9 "$pid" 2>/dev/null || true
+    kill -9 -- "-$pid" 2>/dev/null || true
     while alive "$1"; do sleep 0.05; done
   fi
   rm -f "$RUN/pid/$1"

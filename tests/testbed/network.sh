@@ -10,12 +10,12 @@ NODE_END=testbed-node
 CABLE_HOST=10.245.1.1
 CABLE_NODE=10.245.1.2
 
-# Ranges that something else on this machine routes already are not taken away from it.
+# Ranges that something else on this machine routes already, maybe another testbed, are not taken away from it.
 refuse_taken_ranges() {
   local range taken
   for range in "$NODE_ADDRESS/32" "$POD_RANGE" "$SERVICE_RANGE"; do
-    taken=$(ip -o route show exact "$range" | grep -v -e '^blackhole ' -e " dev $HOST_END " || true)
-    [ -z "$taken" ] || die "this machine routes $range already ($taken); the testbed needs that range for itself"
+    taken=$(ip -o route show exact "$range" | grep -v '^blackhole ' || true)
+    [ -z "$taken" ] || die "something else routes $range on this machine ($taken); the testbed needs that range for itself"
   done
 }
 
@@ -23,11 +23,11 @@ network_up() {
   local range
   if [ ! -e "$NETNS" ]; then
     refuse_taken_ranges
-    ip netns add "$NETNS_NAME"
+    ip netns add "$IDENTITY"
   fi
   inside ip link set lo up
   if ! ip link show "$HOST_END" >/dev/null 2>&1; then
-    ip link add "$HOST_END" type veth peer name "$NODE_END" netns "$NETNS_NAME"
+    ip link add "$HOST_END" type veth peer name "$NODE_END" netns "$IDENTITY"
     ip addr add "$CABLE_HOST/30" dev "$HOST_END"
     ip link set "$HOST_END" up
     inside ip addr add "$CABLE_NODE/30" dev "$NODE_END"
@@ -48,6 +48,6 @@ END
 
 # The black holes stay: see above.
 network_down() {
-  [ ! -e "$NETNS" ] || ip netns del "$NETNS_NAME"
+  [ ! -e "$NETNS" ] || ip netns del "$IDENTITY"
   ! ip link show "$HOST_END" >/dev/null 2>&1 || ip link del "$HOST_END"
 }

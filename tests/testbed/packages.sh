@@ -9,7 +9,6 @@ wanted_packages() {
   has_command ip || echo iproute2
   has_command curl || echo curl
   has_command openssl || echo openssl
-  has_command go || echo golang-go
   for what in "$@"; do
     case $what in
     kubernetes)
@@ -35,7 +34,6 @@ wanted_packages() {
   if [ $java = yes ]; then
     compgen -G '/usr/lib/jvm/java-17-openjdk-*/bin/java' >/dev/null || echo openjdk-17-jre-headless
     has_command mvn || echo maven
-    has_command unzip || echo unzip
   fi
 }
 
@@ -74,6 +72,7 @@ install_packages() {
 
 ensure_packages() {
   local missing
+  has_command go || die "Go 1.25 or newer is needed on the PATH (Debian's own is too old)"
   mapfile -t missing < <(wanted_packages "$@" | sort -u)
   [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 }

@@ -112,7 +112,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 cgroupDriver: cgroupfs
-cgroupRoot: /$CGROUP
+cgroupRoot: /$IDENTITY
 failSwapOn: false
 oomScoreAdj: 0
 containerRuntimeEndpoint: unix://$CONTAINERD

@@ -56,7 +56,7 @@ server_up() {
     echo "$belongs" >"$STATE/place"
     launch
   fi
-  wait_until 120 "$NAME" ready_or_dead
+  wait_until 240 "$NAME" ready_or_dead
   alive "$NAME" || die "$NAME has ended; its log is $RUN/log/$NAME.log"
   exports | put "$RUN/env/20-$NAME"
 }

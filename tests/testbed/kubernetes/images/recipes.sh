@@ -29,13 +29,13 @@ image_postgres() {
   tag=$POSTGRES_MAJOR command='["postgres"]'
   path=$POSTGRES_BIN
   base postgres 999
-  local name share=/usr/share/postgresql/$POSTGRES_MAJOR lib=/usr/lib/postgresql/$POSTGRES_MAJOR/lib
+  local name programs=() extensions share=/usr/share/postgresql/$POSTGRES_MAJOR lib=/usr/lib/postgresql/$POSTGRES_MAJOR/lib
   for name in initdb postgres pg_isready psql pg_ctl pg_dump pg_dumpall pg_restore pg_controldata; do
-    with_libraries "$POSTGRES_BIN/$name"
+    programs+=("$POSTGRES_BIN/$name")
   done
-  for name in "$lib"/*.so; do # all but the compiler of queries, which is ten times the rest
-    [[ $name == */llvmjit*.so ]] || with_libraries "$name"
-  done
+  # All but the compiler of queries, which is larger than the rest together.
+  mapfile -t extensions < <(find "$lib" -maxdepth 1 -name '*.so' ! -name 'llvmjit*')
+  with_libraries "${programs[@]}" "${extensions[@]}"
   as_is "$share" /usr/share/zoneinfo /usr/lib/locale/C.utf8
 }
 
@@ -68,7 +68,7 @@ image_minio() {
 }
 
 image_cassandra() {
-  local distribution file
+  local distribution files
   distribution=$("$TESTBED/servers/cassandra/distribution")
   tag=$(sed -n 's#.*<version.cassandra>\(.*\)</version.cassandra>.*#\1#p' "$TESTBED/servers/cassandra/pom.xml") command='["cassandra", "-f"]'
   path=/opt/cassandra/bin:/opt/java/bin
@@ -77,6 +77,7 @@ image_cassandra() {
   # The runtime alone, with what Debian keeps in /etc in its place.
   tar -C "$JAVA_HOME_17" -ch --exclude=./jmods --exclude=./man --exclude=./include --exclude=./legal --exclude=./docs \
     --exclude='*.src.zip' --exclude=./lib/src.zip --exclude=./lib/ct.sym . | tar -C "$ROOT/opt/java" -x
-  while read -r file; do libraries_of "$file"; done < <(find "$JAVA_HOME_17/lib" -name '*.so'; echo "$JAVA_HOME_17/bin/java")
+  mapfile -t files < <(find "$JAVA_HOME_17/lib" -name '*.so')
+  libraries_of "$JAVA_HOME_17/bin/java" "${files[@]}"
   cp -r "$distribution" "$ROOT/opt/cassandra"
 }
