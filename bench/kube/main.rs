@@ -4,6 +4,11 @@
 //! node (`bench/kube.sh` sees to that), the broker under an account of its own with the rights `chandler rbac` prints.
 //! `README.md` tells the method; the words `provisions` and `fleet` choose parts of it.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "where the testbed is comes from the environment, and a clock to stamp with"
+)]
+
 #[path = "../broker.rs"]
 #[expect(dead_code, reason = "shared with the other benchmark, which uses the rest")]
 mod broker;
