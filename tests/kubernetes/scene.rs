@@ -550,7 +550,16 @@ impl Drop for Cleanup {
                 eprintln!("--- {space} ---");
                 eprintln!("{}", self.run(&["get", "all,pvc", "-o", "wide", "-n", space]));
                 eprintln!("{}", self.run(&["get", "events", "-n", space]));
-                let logs = ["logs", "-n", space, "-l", OURS, "--all-containers", "--prefix", "--tail=15"];
+                let logs = [
+                    "logs",
+                    "-n",
+                    space,
+                    "-l",
+                    OURS,
+                    "--all-containers",
+                    "--prefix",
+                    "--tail=15",
+                ];
                 eprintln!("{}", self.run(&logs));
             }
         }
