@@ -2,13 +2,16 @@
 
 use crate::cluster::image;
 use crate::pods::Tools;
+use crate::s3_client;
 use crate::scene::{Plan, Stage};
+use async_trait::async_trait;
 use scylla::client::PoolSize;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
-use scylla::cluster::metadata::Peer;
-use scylla::policies::host_filter::HostFilter;
+use scylla::errors::TranslationError;
+use scylla::policies::address_translator::{AddressTranslator, UntranslatedPeer};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +20,21 @@ const MINIO: Plan = ("minio", "small");
 const CASSANDRA: Plan = ("cassandra", "small");
 
 /// A request to the object store, signed with the credentials of a binding, from a pod.
-async fn s3(app: &Tools, credentials: &Value, more: &[&str], key: &str) -> Result<String, String> {
-    let of = |member: &str| credentials[member].as_str().unwrap();
-    let user = format!("{}:{}", of("access_key_id"), of("secret_access_key"));
-    let url = format!("{}/{}/{key}", of("endpoint"), of("bucket"));
-    let provider = format!("aws:amz:{}:s3", of("region"));
-    let curl = [
-        "curl",
-        "-sS",
-        "--fail-with-body",
-        "-m",
-        "15",
-        "--aws-sigv4",
-        &provider,
-        "--user",
-        &user,
-    ];
-    app.run(20, &[&curl[..], more, &[&url]].concat()).await
+async fn s3(app: &Tools, credentials: &Value, method: &str, body: &str) -> Result<String, String> {
+    let (near, _relay) = app.through(credentials).await;
+    let of = |member: &str| credentials[member].as_str().unwrap().to_owned();
+    let client = s3_client::Client {
+        authority: format!("127.0.0.1:{}", near["port"]),
+        region: of("region"),
+        id: of("access_key_id"),
+        secret: of("secret_access_key"),
+        token: None,
+    };
+    let path = format!("/{}/kept", of("bucket"));
+    match client.send(method, &path, "", body).await {
+        (200, text) => Ok(text),
+        (status, text) => Err(format!("{status} {text}")),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -49,34 +50,34 @@ async fn minio_from_create_to_delete() {
     println!("{:?} {:#?}", told.took, told.texts);
     let writer = osb.bind(MINIO, &id, "writer", json!({})).await;
     let reader = osb.bind(MINIO, &id, "reader", json!({"role": "readonly"})).await;
-    let put = ["-X", "PUT", "--data-binary", "one"];
-    s3(&app, &writer, &put, "kept").await.unwrap();
-    assert_eq!(s3(&app, &reader, &[], "kept").await.unwrap(), "one");
-    let refused = s3(&app, &reader, &put, "kept").await.unwrap_err();
+    s3(&app, &writer, "PUT", "one").await.unwrap();
+    assert_eq!(s3(&app, &reader, "GET", "").await.unwrap(), "one");
+    let refused = s3(&app, &reader, "PUT", "two").await.unwrap_err();
     assert!(refused.contains("AccessDenied"), "{refused}");
 
     osb.update(MINIO, &id, json!({"parameters": {"consumers": ["some-team"]}}))
         .await
         .good();
-    assert_eq!(s3(&app, &reader, &[], "kept").await.unwrap(), "one");
+    assert_eq!(s3(&app, &reader, "GET", "").await.unwrap(), "one");
 
     osb.unbind(MINIO, &id, "writer").await;
-    let refused = s3(&app, &writer, &[], "kept").await.unwrap_err();
+    let refused = s3(&app, &writer, "GET", "").await.unwrap_err();
     assert!(
         refused.contains("InvalidAccessKeyId") || refused.contains("AccessDenied"),
         "{refused}"
     );
-    assert_eq!(s3(&app, &reader, &[], "kept").await.unwrap(), "one");
+    assert_eq!(s3(&app, &reader, "GET", "").await.unwrap(), "one");
     osb.delete(MINIO, &id).await;
     scene.end().await;
 }
 
-/// Keeps the driver at the one address that leads through the pod.
-struct OnlyThere;
+/// Leads the driver through the pod, whatever the node calls itself.
+struct Through(SocketAddr);
 
-impl HostFilter for OnlyThere {
-    fn accept(&self, peer: &Peer) -> bool {
-        peer.address.ip().is_loopback()
+#[async_trait]
+impl AddressTranslator for Through {
+    async fn translate_address(&self, _: &UntranslatedPeer) -> Result<SocketAddr, TranslationError> {
+        Ok(self.0)
     }
 }
 
@@ -84,10 +85,11 @@ impl HostFilter for OnlyThere {
 async fn cql(app: &Tools, credentials: &Value, statement: &str) -> Result<Vec<String>, String> {
     let (near, _relay) = app.through(credentials).await;
     let of = |member: &str| credentials[member].as_str().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], near["port"].as_u64().unwrap() as u16));
     let work = async {
         let session: Session = SessionBuilder::new()
-            .known_node_addr(([127, 0, 0, 1], near["port"].as_u64().unwrap() as u16).into())
-            .host_filter(Arc::new(OnlyThere))
+            .known_node_addr(address)
+            .address_translator(Arc::new(Through(address)))
             .user(of("username"), of("password"))
             .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
             .connection_timeout(Duration::from_secs(15))

@@ -25,6 +25,9 @@ mod plans;
 mod pods;
 mod retention;
 mod rights;
+#[path = "../real/s3_client.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod s3_client;
 mod scene;
 #[path = "../faults/support/mod.rs"]
 #[allow(dead_code, reason = "made for the fault tests, which use more of it")]
