@@ -2,7 +2,7 @@
 //!
 //! One client with its own runtime, so that the measuring code around it stays in plain steps.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, WatchParams};
 use kube::client::ClientBuilder;
@@ -101,8 +101,9 @@ impl Cluster {
         let (client, noted) = (self.client.clone(), ready.clone());
         let path = format!("/api/v1/namespaces/{namespace}/pods");
         let task = self.runtime.spawn(async move {
-            // Without an end: who measures fails when no pod was seen.
-            let _ = follow(&client, &path, &noted).await;
+            if let Err(error) = follow(&client, &path, &noted).await {
+                eprintln!("warning: pods are no longer watched: {error:#}");
+            }
         });
         Pods { task, ready }
     }
@@ -162,11 +163,17 @@ impl Drop for Pods {
 }
 
 async fn follow(client: &Client, path: &str, noted: &Seen) -> Result<()> {
-    let request = Request::new(path).watch(&WatchParams::default().timeout(WATCHED), "0")?;
+    // The namespace is not there yet, and so is no pod.
+    let now: Value = client
+        .request(Request::new(path).list(&ListParams::default())?)
+        .await?;
+    let version = now["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    let request = Request::new(path).watch(&WatchParams::default().timeout(WATCHED), version)?;
     let stream = client.request_stream(request).await?;
     let mut lines = std::pin::pin!(stream.lines());
     while let Some(line) = lines.next().await {
         let event: Value = serde_json::from_str(&line?)?;
+        ensure!(event["type"] != "ERROR", "{}", event["object"]["message"]);
         let pod = &event["object"];
         let conditions = pod["status"]["conditions"].as_array();
         let ready = conditions

@@ -142,6 +142,8 @@ pub struct KubernetesProvisioner {
     clock: Arc<dyn Clock>,
     /// The custom resources that the catalog in use names.
     wanted: RwLock<BTreeSet<CustomResource>>,
+    /// Group and version, and plural, of the kinds that catalog makes objects of; none before it is known.
+    made: RwLock<Option<BTreeSet<(String, String)>>>,
 }
 
 impl KubernetesProvisioner {
@@ -162,6 +164,7 @@ impl KubernetesProvisioner {
             forwards: Forwards::default(),
             clock,
             wanted: RwLock::default(),
+            made: RwLock::default(),
         })
     }
 
@@ -177,6 +180,8 @@ impl KubernetesProvisioner {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .clone_from(&wanted);
+        *self.made.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(rbac::made(&self.settings, offerings));
         self.kinds.refresh(&self.cluster, &wanted).await
     }
 
@@ -199,6 +204,14 @@ impl KubernetesProvisioner {
     fn custom(&self) -> Vec<Resource> {
         self.kinds
             .custom(&self.wanted.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether an instance can have objects of a usual kind. For others the broker has no rights, and asking would only
+    /// be refused. Before the catalog is known it may be any.
+    fn is_made(&self, resource: &Resource) -> bool {
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
+        let kind = (resource.api_version.clone(), resource.plural.clone());
+        made.as_ref().is_none_or(|made| made.contains(&kind))
     }
 
     /// `<apiVersion>/<kind>` of the custom resources an instance of `offering` can be made of.

@@ -83,7 +83,7 @@ pub fn yaml(manifests: &[Value]) -> String {
 }
 
 /// Group and version, and plural, of every kind the broker makes objects of.
-fn made(settings: &KubernetesSettings, offerings: &[Arc<Offering>]) -> BTreeSet<(String, String)> {
+pub(super) fn made(settings: &KubernetesSettings, offerings: &[Arc<Offering>]) -> BTreeSet<(String, String)> {
     let kind = |version: &str, plural: &str| (version.to_owned(), plural.to_owned());
     let mut made = BTreeSet::from([
         kind("v1", "persistentvolumeclaims"),

@@ -161,22 +161,16 @@ impl KubernetesProvisioner {
         place: &str,
         volumes: Volumes,
     ) -> PortResult<Option<String>> {
+        let goes = |object: &ObjectRef| volumes == Volumes::Delete || !STAY.contains(&object.kind.as_str());
         let mut objects = self.known(instance, place);
-        for (resource, name) in self.labelled(&instance.iid, place).await? {
-            let reference = ObjectRef {
-                api_version: resource.api_version.clone(),
-                kind: resource.kind.clone(),
-                namespace: place.to_owned(),
-                name,
-            };
-            if !objects.iter().any(|(_, known)| *known == reference) {
-                objects.push((resource, reference));
-            }
+        objects.retain(|(_, object)| goes(object));
+        let mut going = self.clear_all(instance, place, &objects, Turn::Rest).await?;
+        if going.is_none() {
+            // What nobody announced is asked for last: it takes a list of every kind.
+            let mut rest = self.labelled(&instance.iid, place).await?;
+            rest.retain(|(_, object)| goes(object));
+            going = self.clear_all(instance, place, &rest, Turn::Rest).await?;
         }
-        if volumes == Volumes::Keep {
-            objects.retain(|(_, object)| !STAY.contains(&object.kind.as_str()));
-        }
-        let going = self.clear_all(instance, place, &objects, Turn::Rest).await?;
         if going.is_none() && volumes == Volumes::Keep {
             self.mark_volumes(instance, place).await?;
         }
@@ -320,12 +314,19 @@ impl KubernetesProvisioner {
         }
     }
 
-    /// What carries the instance's label in a namespace, by kind and name; Secrets are not looked for.
-    async fn labelled(&self, iid: &str, place: &str) -> PortResult<Vec<(Resource, String)>> {
-        let usual = KINDS
+    /// Every kind an instance can have objects of, but Secrets, which are never listed.
+    fn listable(&self) -> Vec<Resource> {
+        KINDS
             .iter()
             .filter(|(_, kind, _)| *kind != "Secret")
-            .filter_map(|(version, kind, _)| Kinds::usual(version, kind));
+            .filter_map(|(version, kind, _)| Kinds::usual(version, kind))
+            .filter(|resource| self.is_made(resource))
+            .chain(self.custom())
+            .collect()
+    }
+
+    /// What carries the instance's label in a namespace; Secrets are not looked for.
+    async fn labelled(&self, iid: &str, place: &str) -> PortResult<Vec<(Resource, ObjectRef)>> {
         let params = ListParams::default().labels(&format!(
             "{}={},{}={iid}",
             names::MANAGED_BY.0,
@@ -333,19 +334,23 @@ impl KubernetesProvisioner {
             names::INSTANCE
         ));
         let mut found = Vec::new();
-        for resource in usual.chain(self.custom()) {
+        for resource in self.listable() {
             let listed = self.cluster.list(&resource, place, &params, true).await;
             let listed = match listed {
                 Ok(listed) => listed,
-                // A kind no offering uses: the role leaves it out, and there is nothing of it.
+                // The role is of an earlier catalog: there is nothing of a kind it leaves out.
                 Err(refused) if refused.is_gone() || refused.is_forbidden() => continue,
                 Err(refused) => return Err(refused.into()),
             };
-            found.extend(
-                listed
-                    .iter()
-                    .map(|o| (resource.clone(), shape::name(o).to_owned())),
-            );
+            found.extend(listed.iter().map(|object| {
+                let reference = ObjectRef {
+                    api_version: resource.api_version.clone(),
+                    kind: resource.kind.clone(),
+                    namespace: place.to_owned(),
+                    name: shape::name(object).to_owned(),
+                };
+                (resource.clone(), reference)
+            }));
         }
         Ok(found)
     }
@@ -383,12 +388,7 @@ impl KubernetesProvisioner {
         let shared = self.settings.shared_namespace.clone();
         let resources: Vec<Resource> = match &shared {
             None => vec![Kinds::namespaces()],
-            Some(_) => KINDS
-                .iter()
-                .filter(|(_, kind, _)| *kind != "Secret")
-                .filter_map(|(version, kind, _)| Kinds::usual(version, kind))
-                .chain(self.custom())
-                .collect(),
+            Some(_) => self.listable(),
         };
         let place = shared.as_deref().unwrap_or_default();
         for resource in resources {
