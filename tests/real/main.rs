@@ -15,6 +15,7 @@
 mod contract;
 mod couchdb;
 mod fake;
+mod kubernetes;
 mod nats;
 mod postgres;
 mod redis;

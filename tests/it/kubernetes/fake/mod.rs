@@ -91,6 +91,20 @@ impl Fake {
         });
     }
 
+    /// The `nth` request from now that is no watch meets the fault.
+    pub fn plan_nth(&self, nth: usize, fault: Fault) {
+        self.state().nth = Some((nth, fault));
+    }
+
+    /// Every object with its name, in order, apart from what a new cluster has.
+    pub fn objects(&self) -> Vec<(String, Value)> {
+        let state = self.state();
+        let objects = state.objects.iter().filter(|(key, _)| key.1 != "storageclasses");
+        objects
+            .map(|(key, object)| (format!("{}/{}", key.1, key.3), object.clone()))
+            .collect()
+    }
+
     /// Makes custom kinds known: group and version, kind, plural.
     pub fn knows(&self, api_version: &str, kind: &str, plural: &str) {
         let entry = (kind.to_owned(), plural.to_owned());
@@ -230,6 +244,7 @@ impl Fake {
     }
 
     async fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
         while let Some(request) = head(&mut read).await? {
@@ -241,10 +256,11 @@ impl Fake {
                     .planned
                     .iter_mut()
                     .find(|p| p.times > 0 && p.method == request.method && line.contains(&p.part));
-                hit.map(|planned| {
+                let hit = hit.map(|planned| {
                     planned.times -= 1;
                     planned.fault.clone()
-                })
+                });
+                hit.or_else(|| state.nth(&line))
             };
             let answer = match fault {
                 Some(Fault::Broken) => return Ok(()),
@@ -281,8 +297,7 @@ impl Fake {
                 answer.status,
                 text.len()
             );
-            write.write_all(head.as_bytes()).await?;
-            write.write_all(text.as_bytes()).await?;
+            write.write_all((head + &text).as_bytes()).await?;
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ pub(super) struct State {
     /// Watches from before this version have expired.
     pub(super) oldest: u64,
     pub(super) planned: Vec<Planned>,
+    pub(super) nth: Option<(usize, Fault)>,
     pub(super) log: Vec<String>,
     pub(super) custom: BTreeMap<String, Vec<(String, String)>>,
     /// Namespaces stay until [`Fake::settle`] when set.
@@ -117,6 +118,19 @@ pub(super) fn unapply(object: &mut Value, before: &Value, now: &Value) {
 }
 
 impl State {
+    /// Counts down to the request that was planned by its number.
+    pub(super) fn nth(&mut self, line: &str) -> Option<Fault> {
+        if line.contains("watch=true") {
+            return None;
+        }
+        let (left, _) = self.nth.as_mut()?;
+        *left -= 1;
+        if *left > 0 {
+            return None;
+        }
+        self.nth.take().map(|(_, fault)| fault)
+    }
+
     pub(super) fn store(&mut self, key: Key, mut object: Value) -> Value {
         let before = self.objects.get(&key);
         let metadata = object["metadata"].as_object_mut().expect("metadata");
