@@ -14,13 +14,16 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo run test test-real check bench gen deps testbed
+.PHONY: help demo demo-kubernetes run test test-real check bench bench-kube image testbed gen deps
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: deps ## Build, start a broker and take a real PostgreSQL through its whole life
 	@scripts/demo.sh
+
+demo-kubernetes: deps ## The same story with pods, on a Kubernetes node of its own (root)
+	@scripts/demo-kubernetes.sh
 
 run: deps ## Serve on http://127.0.0.1:8080 until stopped (ARGS="--port 9090")
 	cargo run --release -- dev $(ARGS)
@@ -32,7 +35,7 @@ test: deps ## Run all tests (ARGS="--lib config" for some)
 test-real: deps ## Test with real pods on a Kubernetes node, and on MinIO, Cassandra, CouchDB (root)
 	@scripts/test-real.sh $(ARGS)
 
-check: ## Format, lints, documentation, dependencies, catalog, generated files
+check: ## Format, lints, documentation, dependencies, catalog, generated files, chart
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --test kubernetes --test platform -- -D warnings
@@ -40,9 +43,16 @@ check: ## Format, lints, documentation, dependencies, catalog, generated files
 	scripts/deny.sh
 	cargo run --quiet --locked -- catalog check
 	scripts/gen.sh --check
+	scripts/chart-check.sh
 
 bench: deps ## Measure speed and memory; the method is in bench/README.md
 	@bench/run.sh
+
+bench-kube: deps ## Measure the Kubernetes provisioner on a node of its own (root)
+	@bench/kube.sh $(ARGS)
+
+image: ## Make a container image of the release binary
+	@scripts/image.sh $(ARGS)
 
 testbed: ## Start a Kubernetes node for tests, as root (ARGS="kubernetes vault"); tests/testbed/README.md
 	@tests/testbed/up $(ARGS)

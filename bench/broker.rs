@@ -55,37 +55,48 @@ impl Process {
 
     /// CPU time used so far, in seconds.
     pub fn cpu(&self) -> Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after_name = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
-        let ticks = |field: usize| {
-            after_name
-                .split_whitespace()
-                .nth(field)
-                .and_then(|t| t.parse::<f64>().ok())
-        };
-        // utime and stime; Linux counts them in hundredths of a second.
-        Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
+        cpu(self.child.id())
     }
 
     /// Resident memory in MB (10^6 bytes).
     pub fn resident(&self) -> Result<f64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory it ever had, in MB.
+    pub fn peak(&self) -> Result<f64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, word: &str) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = status
             .lines()
             .find_map(|line| {
-                line.strip_prefix("VmRSS:")?
+                line.strip_prefix(word)?
                     .trim()
                     .strip_suffix("kB")?
                     .trim()
                     .parse::<f64>()
                     .ok()
             })
-            .context("VmRSS")?;
+            .with_context(|| word.to_owned())?;
         Ok(kib * 1024.0 / 1e6)
+    }
+
+    /// Ends it as a crash would.
+    pub fn crash(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Asks it to end, as an operator would, and waits until it did.
     fn stop(&mut self) {
+        // Once waited for, its id may be another's.
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
         terminate(self.child.id());
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
@@ -104,6 +115,20 @@ impl Drop for Process {
         running().remove(&self.child.id());
         self.stop();
     }
+}
+
+/// CPU time a process has used so far, in seconds.
+pub fn cpu(id: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let after_name = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
+    let ticks = |field: usize| {
+        after_name
+            .split_whitespace()
+            .nth(field)
+            .and_then(|t| t.parse::<f64>().ok())
+    };
+    // utime and stime; Linux counts them in hundredths of a second.
+    Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
 }
 
 /// A free port on loopback. Somebody may take it before it is used; then the start fails and says so.
@@ -151,18 +176,7 @@ impl Broker {
     pub fn serve(dir: &Path, setup: Setup) -> Result<Self> {
         let address = free_port()?;
         let config = dir.join("chandler.yaml");
-        let (password, key) = (dir.join("password"), dir.join("seal.key"));
-        if !key.exists() {
-            secret_file(&password, PASSWORD)?;
-            let made = program()
-                .args(["secrets", "new-key"])
-                .arg(&key)
-                .stdout(Stdio::null())
-                .status()?;
-            if !made.success() {
-                bail!("chandler secrets new-key failed");
-            }
-        }
+        let (password, key) = secrets(dir)?;
         fs::write(
             &config,
             format!(
@@ -200,7 +214,8 @@ impl Broker {
         Self::start(command, dir, address, "dev")
     }
 
-    fn start(mut command: Command, dir: &Path, address: SocketAddr, user: &str) -> Result<Self> {
+    /// Starts a command that serves on `address`, its log beside `dir`, and waits until it is ready for `user`.
+    pub fn start(mut command: Command, dir: &Path, address: SocketAddr, user: &str) -> Result<Self> {
         let log = dir.with_extension("log");
         let started = Instant::now();
         let child = command
@@ -243,7 +258,25 @@ pub fn database(dir: &Path) -> PathBuf {
     dir.join("chandler.db")
 }
 
-fn secret_file(path: &Path, text: &str) -> Result<()> {
+/// The files of the platform's password and of the key that seals, in a broker's directory; made once.
+pub fn secrets(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (password, key) = (dir.join("password"), dir.join("seal.key"));
+    if !key.exists() {
+        secret_file(&password, PASSWORD)?;
+        let made = program()
+            .args(["secrets", "new-key"])
+            .arg(&key)
+            .stdout(Stdio::null())
+            .status()?;
+        if !made.success() {
+            bail!("chandler secrets new-key failed");
+        }
+    }
+    Ok((password, key))
+}
+
+/// Writes a file that only its owner reads.
+pub fn secret_file(path: &Path, text: &str) -> Result<()> {
     let mut options = fs::OpenOptions::new();
     let mut file = options
         .write(true)

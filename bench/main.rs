@@ -6,6 +6,7 @@
 //! the method; the words `accept`, `reads`, `start` and `services` choose parts of it.
 
 mod accept;
+#[expect(dead_code, reason = "shared with the other benchmark, which uses the rest")]
 mod broker;
 mod client;
 mod reads;

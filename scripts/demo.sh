@@ -4,26 +4,13 @@
 # Everything happens in a throwaway directory on 127.0.0.1. What is run is shown; passwords are shortened in the output.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' plain=$'\e[0m'
-if [ ! -t 1 ] || [ -n "${NO_COLOR:-}" ]; then bold='' dim='' green='' plain=''; fi
-
-began=$(date +%s%N)
-mark=$began
-since() { # seconds since the last mark, and a new mark
-  local now
-  now=$(date +%s%N)
-  awk -v ns=$((now - mark)) 'BEGIN { printf "%.2f s", ns / 1e9 }'
-  mark=$now
-}
-step() { number=$((${number:-0} + 1)) && mark=$(date +%s%N) && printf '\n%s%d  %s%s\n' "$bold" "$number" "$1" "$plain"; }
-tell() { printf '   %s\n' "$*"; }
-good() { printf '   %s✓%s %s  %s(%s)%s\n' "$green" "$plain" "$1" "$dim" "$(since)" "$plain"; }
-shown() { printf '   %s$ %s%s\n' "$dim" "$1" "$plain"; }
+source "$(dirname "${BASH_SOURCE[0]}")/telling.sh"
 
 say "Building (the first time takes minutes) …"
 cargo build --release --locked --quiet
 target=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)
 chandler=$target/release/chandler
+began=$(date +%s%N)
 
 # Services run as users of their own, who must be able to pass through: not below somebody's private home or TMPDIR.
 room=$(TMPDIR=/tmp mktemp -d -t chandler-demo.XXXXXX)

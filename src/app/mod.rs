@@ -12,9 +12,12 @@ pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisi
 pub use rows::SqlRows;
 pub use server::serve;
 
-use crate::adapters::credentials::{
-    cassandra::Cassandra, couchdb::CouchDb, nats::Nats, redis::Redis, s3::S3, sql::Sql,
-};
+use crate::adapters::credentials::cassandra::Cassandra;
+use crate::adapters::credentials::couchdb::CouchDb;
+use crate::adapters::credentials::nats::Nats;
+use crate::adapters::credentials::redis::Redis;
+use crate::adapters::credentials::s3::S3;
+use crate::adapters::credentials::sql::Sql;
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::engine::{Drift, Engine, Ports, Settings};

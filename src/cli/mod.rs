@@ -3,6 +3,7 @@
 mod catalog;
 mod dev;
 mod operators;
+mod probe;
 mod rbac;
 
 use crate::app::{self, Role};
@@ -56,9 +57,12 @@ enum Command {
     Instances(operators::InstancesCommand),
     /// Look at this machine: what can be provisioned, what is missing, what to do.
     Doctor(Where),
+    /// Ask a running broker, as a platform would, whether it is ready and what it offers.
+    Probe(probe::ProbeArgs),
     /// Print the rights the broker needs in a Kubernetes cluster, and the policy that bounds them.
     Rbac(rbac::RbacArgs),
-    /// Write the files that are generated from the code: API document, configuration reference, catalogue table.
+    /// Write the files that are generated from the code: API document, configuration reference, catalogue table, the
+    /// chart's rights.
     #[command(hide = true)]
     Generate {
         /// The repository, or another directory to compare with it.
@@ -217,6 +221,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Doctor(place) => operators::doctor(&place).await,
+        Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),
     }
@@ -256,12 +261,13 @@ fn hash_password() -> anyhow::Result<()> {
 fn generate(dir: &std::path::Path) -> anyhow::Result<()> {
     let clock: std::sync::Arc<dyn crate::ports::Clock> = std::sync::Arc::new(app::SystemClock);
     let catalog = app::catalog::load(&config::Catalog::default(), &app::mechanisms(&clock))?;
-    for (name, text) in [
+    let documents = [
         ("openapi/chandler.json", crate::http::openapi::document_json()),
         ("docs/config.schema.json", config::config_schema_json()),
         ("docs/configuration.md", config::config_reference()),
         ("docs/catalog.md", operators::catalog_table(&catalog)),
-    ] {
+    ];
+    for (name, text) in documents.into_iter().chain(rbac::for_chart(&catalog)) {
         let path = dir.join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;

@@ -3,7 +3,8 @@
 use super::load_config;
 use crate::adapters::kubernetes::rbac;
 use crate::app::{self, SystemClock};
-use crate::config::Config;
+use crate::config::{self, Config, Tenancy, Transport};
+use crate::domain::catalog::Catalog;
 use crate::ports::Clock;
 use anyhow::{anyhow, bail};
 use clap::Args;
@@ -41,6 +42,30 @@ pub(super) fn run(args: &RbacArgs) -> anyhow::Result<()> {
         rbac::yaml(&rbac::manifests(&settings, &catalog.offerings, (namespace, name)))
     );
     Ok(())
+}
+
+/// The same for the chart, one text for each tenancy: with placeholders that its templates replace, and for a broker that
+/// runs in the cluster.
+pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 2] {
+    let text = |tenancy: Tenancy| {
+        let section = config::Kubernetes {
+            tenancy,
+            namespace: "placeholder-instances".into(),
+            broker_namespace: "placeholder-namespace".into(),
+            transport: Transport::Direct,
+            ..config::Kubernetes::default()
+        };
+        let settings = app::kubernetes_settings(&section);
+        let account = ("placeholder-namespace", "placeholder-account");
+        rbac::yaml(&rbac::manifests(&settings, &catalog.offerings, account))
+    };
+    [
+        (
+            "charts/chandler/files/rbac-instance.yaml",
+            text(Tenancy::Instance),
+        ),
+        ("charts/chandler/files/rbac-shared.yaml", text(Tenancy::Shared)),
+    ]
 }
 
 /// Namespace and name, which stand inside the rules and so must be nothing but names.

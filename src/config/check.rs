@@ -200,10 +200,13 @@ fn catalog(catalog: &super::sections::Catalog, found: &mut Findings) {
         );
     }
     for (i, dir) in catalog.dirs.iter().enumerate() {
-        if !dir.join("catalog").is_dir() {
+        if !dir.join("catalog").is_dir() && !dir.join("plans").is_dir() {
             found.refuse(
                 format!("catalog.dirs.{i}"),
-                format!("{} holds no directory `catalog`; correct the path", dir.display()),
+                format!(
+                    "{} holds no directory `catalog` or `plans`; correct the path",
+                    dir.display()
+                ),
             );
         }
     }

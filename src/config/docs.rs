@@ -25,8 +25,8 @@ pub fn config_reference() -> String {
          members of lists by number from 0. `{PREFIX}HTTP__LISTEN=0.0.0.0:443` sets `http.listen`,\n\
          `{PREFIX}PLATFORMS__0__NAME=cf` the name of the first platform. Where a setting is not text, the value is read as YAML.\n\n\
          Secrets are never written into the file or the environment: settings ending in `_file` name a file that only the broker can\n\
-         read (mode 0600 or 0400; one that everybody can read is refused, one that its group can read is warned about). Unknown settings\n\
-         and insecure ones are refused. Editors can check a file against `docs/config.schema.json`.\n"
+         read (mode 0600 or 0400; one that everybody can read is refused, one of the broker's own that its group can read is warned\n\
+         about). Unknown settings and insecure ones are refused. Editors can check a file against `docs/config.schema.json`.\n"
     );
     let sections = schema.get("properties").and_then(Value::as_object);
     for (name, section) in sections.into_iter().flatten() {

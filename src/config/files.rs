@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// Largest file taken for a secret, in bytes.
@@ -13,7 +13,7 @@ const LARGEST: u64 = 64 * 1024;
 pub struct SecretFile {
     /// The content without the line break at its end.
     pub content: SecretString,
-    /// Set when other members of the file's group can read it too.
+    /// Set when other members of the file's group can read it too, and need not for us to read it.
     pub warning: Option<String>,
 }
 
@@ -49,7 +49,9 @@ pub fn read_secret(path: &Path) -> Result<SecretFile, String> {
     if text.is_empty() {
         return Err(format!("{shown} is empty"));
     }
-    let warning = (mode & 0o040 != 0).then(|| {
+    // A file that is somebody else's can only be read through its group: Kubernetes mounts Secrets so.
+    let ours = meta.uid() == nix::unistd::geteuid().as_raw();
+    let warning = (mode & 0o040 != 0 && ours).then(|| {
         format!("{shown} can be read by its group too (mode {mode:04o}); mode 0600 or 0400 is safer")
     });
     Ok(SecretFile {

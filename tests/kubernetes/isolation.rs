@@ -100,7 +100,8 @@ async fn in_a_shared_namespace_instances_are_closed_to_each_other() {
         osb.create(REDIS, &one, json!({})),
         osb.create(REDIS, &two, json!({}))
     );
-    (first.good(), second.good());
+    first.good();
+    second.good();
     let user = osb.bind(REDIS, &one, "user", json!({})).await;
     let other = osb.bind(REDIS, &two, "user", json!({})).await;
     let host = |user: &Value| user["host"].as_str().unwrap().to_owned();

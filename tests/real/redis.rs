@@ -446,3 +446,78 @@ async fn failures_are_sorted_and_bounded() {
     assert_eq!(error.kind, PortErrorKind::Invalid, "{}", error.detail);
     assert!(error.message.contains("aclfile"), "{error}");
 }
+
+/// Three servers with one administrator, as the nodes of a group are: what is told one of them the others do not hear.
+struct Group {
+    nodes: Vec<Server7>,
+}
+
+impl Group {
+    fn start() -> Self {
+        let admin = Redis.generate_admin(&Map::new()).unwrap();
+        let node = || Server7 {
+            running: Running::start(admin.text("password_sha256")),
+            admin: admin.clone(),
+        };
+        Self {
+            nodes: (0..3).map(|_| node()).collect(),
+        }
+    }
+
+    fn target(&self) -> Target {
+        let mut target = self.nodes[0].target();
+        let nodes = self.nodes.iter().enumerate();
+        target
+            .endpoints
+            .extend(nodes.map(|(i, node)| endpoint(&format!("node-{i}"), node.running.port)));
+        target
+    }
+
+    async fn who_lets_in(&self, user: &NewUser) -> Vec<bool> {
+        let mut answers = Vec::new();
+        for node in &self.nodes {
+            answers.push(node.connect(&user.secret).await.is_ok());
+        }
+        answers
+    }
+}
+
+#[tokio::test]
+async fn in_a_group_every_node_knows_a_user_and_none_a_revoked_one() {
+    let group = Group::start();
+    let target = group.target();
+    settle("prepare", || Redis.prepare(&target)).await;
+    let grant = grant("everywhere", "owner");
+    let user = Redis.generate_user(&target, &grant, 0).unwrap();
+    Redis.issue(&target, &grant, &user).await.unwrap();
+    Redis.verify(&target, &grant, &user).await.unwrap();
+    assert_eq!(group.who_lets_in(&user).await, [true, true, true]);
+    assert_eq!(
+        Redis.list(&target).await.unwrap(),
+        std::slice::from_ref(&user.handle)
+    );
+
+    // A node that lost its volume has forgotten everybody; preparing gives it what the others know.
+    let mut admin = group.nodes[1].connect(&target.admin).await.unwrap();
+    send(&mut admin, &format!("ACL DELUSER {}", user.handle))
+        .await
+        .unwrap();
+    assert_eq!(group.who_lets_in(&user).await, [true, false, true]);
+    assert!(Redis.verify(&target, &grant, &user).await.is_err());
+    assert_eq!(
+        Redis.list(&target).await.unwrap(),
+        std::slice::from_ref(&user.handle)
+    );
+    Redis.prepare(&target).await.unwrap();
+    assert_eq!(group.who_lets_in(&user).await, [true, true, true]);
+    let saved = group.nodes[1].running.saved_users();
+    assert!(saved.contains(&user.handle), "{saved}");
+
+    // While a node is away nothing is promised, and the others let nobody in who is revoked.
+    group.nodes[2].running.process.signal(Signal::SIGKILL);
+    let refused = Redis.revoke(&target, &user.handle).await.unwrap_err();
+    assert_eq!(refused.kind, PortErrorKind::Transient, "{refused:?}");
+    assert_eq!(group.who_lets_in(&user).await, [false, false, false]);
+    let refused = Redis.issue(&target, &grant, &user).await.unwrap_err();
+    assert_eq!(refused.kind, PortErrorKind::Transient, "{refused:?}");
+}

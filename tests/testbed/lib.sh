@@ -128,7 +128,8 @@ start() {
   (
     exec 3>&- 9>&- </dev/null >>"$RUN/log/$name.log" 2>&1
     echo "$BASHPID" >"$(cgroup_of_processes)/system/cgroup.procs"
-    exec setsid "$@"
+    # In the machine's own mount namespace, also when somebody restarts it from within `enter`.
+    exec setsid nsenter --mount=/proc/1/ns/mnt -- "$@"
   ) &
   pid=$!
   echo "$pid $(started_at "$pid")" >"$RUN/pid/$name"

@@ -7,10 +7,13 @@
 //! - a scoped binding gets no command that works on keys without naming them: the server checks key names only;
 //! - only the password's hash is sent.
 //!
-//! ACLs are not replicated, and this speaks to one server. The server knows no expiry for users.
+//! ACLs are not replicated: of a group with sentinels every node (endpoints `node-0`, `node-1`, …) is told itself, and a
+//! call succeeds when all of them have it, so a revoked user is let in by none, whichever is the primary next. A node
+//! that lost its users with its volume gets those that the others have when the instance is prepared, as each update
+//! does: no binding is made or revoked meanwhile. The server knows no expiry for users.
 
 use super::password;
-use crate::domain::instance::Millis;
+use crate::domain::instance::{Endpoint, Millis};
 use crate::domain::names::{self, backend_user};
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
@@ -22,6 +25,7 @@ use ::redis::{
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -130,9 +134,26 @@ fn sha256(password: &str) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(password))
 }
 
-async fn connect(target: &Target, login: &Secret) -> PortResult<MultiplexedConnection> {
-    let host = target.endpoint.host.clone();
-    let port = target.endpoint.port;
+/// What an endpoint's name starts with when it is one node of a group.
+const NODE: &str = "node-";
+
+/// Every server that has users of its own: the nodes of a group, or the one there is.
+fn nodes(target: &Target) -> Vec<&Endpoint> {
+    let nodes: Vec<&Endpoint> = target
+        .endpoints
+        .iter()
+        .filter(|e| e.name.starts_with(NODE))
+        .collect();
+    if nodes.is_empty() {
+        vec![&target.endpoint]
+    } else {
+        nodes
+    }
+}
+
+async fn connect(target: &Target, node: &Endpoint, login: &Secret) -> PortResult<MultiplexedConnection> {
+    let host = node.host.clone();
+    let port = node.port;
     let address = if target.settings.get("tls") == Some(&Value::Bool(true)) {
         ConnectionAddr::TcpTls {
             host,
@@ -163,8 +184,29 @@ async fn connect(target: &Target, login: &Secret) -> PortResult<MultiplexedConne
 struct Admin(MultiplexedConnection);
 
 impl Admin {
-    async fn open(target: &Target) -> PortResult<Self> {
-        connect(target, &target.admin).await.map(Self)
+    async fn open(target: &Target, node: &Endpoint) -> PortResult<Self> {
+        connect(target, node, &target.admin).await.map(Self)
+    }
+
+    /// At every node, in their order.
+    async fn everywhere(target: &Target) -> PortResult<Vec<Self>> {
+        let mut all = Vec::new();
+        for node in nodes(target) {
+            all.push(Self::open(target, node).await?);
+        }
+        Ok(all)
+    }
+
+    /// Users of bindings, each with its rules as the server states them.
+    async fn users(&mut self) -> PortResult<BTreeMap<String, Vec<String>>> {
+        let lines: Vec<String> = self.send(cmd("ACL").arg("LIST")).await?;
+        let users = lines.iter().filter_map(|line| {
+            let mut words = line.split(' ').map(str::to_owned);
+            let handle = words.nth(1)?;
+            own_handle(&handle).ok()?;
+            Some((handle, words.collect()))
+        });
+        Ok(users.collect())
     }
 
     /// Sends a command, stopping a script that keeps the server from answering.
@@ -227,12 +269,25 @@ impl CredentialMechanism for Redis {
 
     async fn prepare(&self, target: &Target) -> PortResult<()> {
         within(async {
-            let mut admin = Admin::open(target).await?;
-            admin
-                .send::<()>(cmd("ACL").arg("SETUSER").arg("default").arg("off"))
-                .await?;
-            // Without an ACL file every user would be gone after a restart; then this fails.
-            admin.save().await
+            let mut everywhere = Admin::everywhere(target).await?;
+            let mut all = BTreeMap::new();
+            for admin in &mut everywhere {
+                all.extend(admin.users().await?);
+            }
+            for admin in &mut everywhere {
+                admin
+                    .send::<()>(cmd("ACL").arg("SETUSER").arg("default").arg("off"))
+                    .await?;
+                let known = admin.users().await?;
+                for (handle, rules) in all.iter().filter(|(handle, _)| !known.contains_key(*handle)) {
+                    let mut command = cmd("ACL");
+                    command.arg("SETUSER").arg(handle).arg("reset").arg(rules);
+                    admin.send::<()>(&command).await?;
+                }
+                // Without an ACL file every user would be gone after a restart; then this fails.
+                admin.save().await?;
+            }
+            Ok(())
         })
         .await
     }
@@ -250,32 +305,35 @@ impl CredentialMechanism for Redis {
             command.arg("SETUSER").arg(handle).arg("reset");
             command.arg(format!("#{}", sha256(password)));
             command.arg(rules(&grant.role, key_prefix(grant)?)?).arg("on");
-            let mut admin = Admin::open(target).await?;
-            admin.send::<()>(&command).await?;
-            admin.save().await
+            for mut admin in Admin::everywhere(target).await? {
+                admin.send::<()>(&command).await?;
+                admin.save().await?;
+            }
+            Ok(())
         })
         .await
     }
 
     async fn verify(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
         within(async {
-            let mut connection = connect(target, &user.secret).await?;
-            let who: String = cmd("ACL")
-                .arg("WHOAMI")
-                .query_async(&mut connection)
-                .await
-                .map_err(|e| explain(&e))?;
-            cmd("PING")
-                .query_async::<()>(&mut connection)
-                .await
-                .map_err(|e| explain(&e))?;
-            if who == backend_user(&grant.bid) {
-                Ok(())
-            } else {
-                Err(PortError::denied(
-                    "The server takes the new user for somebody else.",
-                ))
+            for node in nodes(target) {
+                let mut connection = connect(target, node, &user.secret).await?;
+                let who: String = cmd("ACL")
+                    .arg("WHOAMI")
+                    .query_async(&mut connection)
+                    .await
+                    .map_err(|e| explain(&e))?;
+                cmd("PING")
+                    .query_async::<()>(&mut connection)
+                    .await
+                    .map_err(|e| explain(&e))?;
+                if who != backend_user(&grant.bid) {
+                    return Err(PortError::denied(
+                        "The server takes the new user for somebody else.",
+                    ));
+                }
             }
+            Ok(())
         })
         .await
     }
@@ -283,22 +341,31 @@ impl CredentialMechanism for Redis {
     async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()> {
         within(async {
             let handle = own_handle(handle)?;
-            let mut admin = Admin::open(target).await?;
-            // Answers how many there were, and ends their connections.
-            admin.send::<i64>(cmd("ACL").arg("DELUSER").arg(handle)).await?;
-            admin.save().await
+            let mut down = None;
+            // A node that does not answer keeps nobody in at the others.
+            for node in nodes(target) {
+                let revoking = async {
+                    let mut admin = Admin::open(target, node).await?;
+                    // Answers how many there were, and ends their connections.
+                    admin.send::<i64>(cmd("ACL").arg("DELUSER").arg(handle)).await?;
+                    admin.save().await
+                };
+                if let Err(error) = revoking.await {
+                    down = Some(error);
+                }
+            }
+            down.map_or(Ok(()), Err)
         })
         .await
     }
 
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
         within(async {
-            let mut admin = Admin::open(target).await?;
-            let users: Vec<String> = admin.send(cmd("ACL").arg("USERS")).await?;
-            Ok(users
-                .into_iter()
-                .filter(|user| own_handle(user).is_ok())
-                .collect())
+            let mut all = BTreeMap::new();
+            for mut admin in Admin::everywhere(target).await? {
+                all.extend(admin.users().await?);
+            }
+            Ok(all.into_keys().collect())
         })
         .await
     }
@@ -420,6 +487,29 @@ mod tests {
             assert_eq!(last(name), rule);
         }
         assert!(rules("admin", None).is_err());
+    }
+
+    #[test]
+    fn of_a_group_every_node_is_told() {
+        let endpoint = |name: &str, port: u16| Endpoint {
+            name: name.to_owned(),
+            host: "h".to_owned(),
+            port,
+        };
+        let mut target = Target {
+            iid: String::new(),
+            endpoint: endpoint("client", 1),
+            endpoints: vec![endpoint("client", 1)],
+            settings: Map::new(),
+            admin: Secret::default(),
+            revoked: Vec::new(),
+        };
+        let ports = |target: &Target| nodes(target).iter().map(|e| e.port).collect::<Vec<_>>();
+        assert_eq!(ports(&target), [1]);
+        for (name, port) in [("node-0", 2), ("sentinel-0", 3), ("node-1", 4)] {
+            target.endpoints.push(endpoint(name, port));
+        }
+        assert_eq!(ports(&target), [2, 4]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ tags: [kv]
 metadata: {displayName: Store, shareable: true, documentationUrl: https://example.com/}
 generated: {cookie: 32}
 values: {size: 1, nested: {a: 1, b: 2}}
-runs_on: [local]
+runs_on: [local, kubernetes]
 maintenance_info: {version: 1.2.3, description: Restarts.}
 updates: {small: [large]}
 examples:
@@ -179,8 +179,8 @@ fn every_check_has_an_example_that_fails_it() {
         (o, "updates: {small: [large]}", "updates: {small: [huge]}".into(), "there is no plan `huge`"),
         (o, "updates: {small: [large]}", "updates: {tiny: [large]}".into(), "there is no plan `tiny`"),
         (o, "updates: {small: [large]}", "updates: {small: [small]}".into(), "to itself"),
-        (o, "runs_on: [local]", "runs_on: [moon]".into(), "`moon` is none of"),
-        (o, "runs_on: [local]", "runs_on: []".into(), "names nothing that runs it"),
+        (o, "runs_on: [local, kubernetes]", "runs_on: [moon]".into(), "`moon` is none of"),
+        (o, "runs_on: [local, kubernetes]", "runs_on: []".into(), "names nothing that runs it"),
         (l, "renew_before: 600", "renew_before: 3600".into(), "B-17"),
         (l, "ttl: 3600", "ttl: 5".into(), "B-17"),
         (s, "limit: 5", "other: 5".into(), "there is no `limit`"),

@@ -185,6 +185,9 @@ impl State {
         for one in expected {
             let iid = self.iid(&one.id);
             should.insert(secret_name::admin(&iid));
+            if one.service.generates() {
+                should.insert(secret_name::generated(&iid));
+            }
             for binding in &one.bindings {
                 should.insert(secret_name::binding(
                     &iid,

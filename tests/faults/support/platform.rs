@@ -44,6 +44,13 @@ impl Service {
         )
     }
 
+    /// Whether its instances have generated secrets beside the administrator's.
+    pub fn generates(self) -> bool {
+        let path = super::process::repository().join(format!("catalog/{}/offering.yaml", self.name()));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        text.lines().any(|line| line == "generated:")
+    }
+
     /// A parameter that an update can change, which restarts the server.
     pub fn change(self, n: u64) -> Value {
         match self {

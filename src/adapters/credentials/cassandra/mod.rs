@@ -6,7 +6,7 @@
 //!   and a server on which somebody was before us is not taken over;
 //! - rights are on tables, not on the keyspace, so that no binding can drop or change the keyspace itself;
 //! - who makes a table gets rights on it of its own. So leaving the group is not enough: only `DROP ROLE` ends those;
-//! - only a password's hash becomes part of a statement, and of names only those an [`Ident`] holds;
+//! - only a password's hash becomes part of a statement, and of names only those an `Ident` holds;
 //! - users' data are read and written at local quorum, so with one replica of `system_auth` for each of the
 //!   keyspace a lost node shuts nobody out.
 //!

@@ -417,12 +417,18 @@ async fn a_pid_used_again_is_not_our_server() {
     reason = "how the other test tells it where to work"
 )]
 async fn broker_to_be_killed() {
-    let root = std::env::var("CHANDLER_TEST_ROOT").unwrap();
-    let broker = LocalProvisioner::new(LocalSettings::new(root)).unwrap();
+    let root = PathBuf::from(std::env::var("CHANDLER_TEST_ROOT").unwrap());
+    let broker = LocalProvisioner::new(LocalSettings::new(&root)).unwrap();
     let i = instance(1, "postgres");
     let placement = broker.place(&i, &postgres_offering()).await.unwrap();
     until_settled(&broker, &i, &desired(postgres(&placement, 20))).await;
+    std::fs::write(settled(&root), "").unwrap();
     tokio::time::sleep(Duration::from_secs(20)).await;
+}
+
+/// The file, beside the instances, by which the broker that is killed last says that it was done.
+fn settled(root: &Path) -> PathBuf {
+    root.with_extension("settled")
 }
 
 #[tokio::test]
@@ -433,7 +439,19 @@ async fn a_broker_killed_at_any_moment_leaves_one_whole_server() {
     let placement = broker.place(&i, &postgres_offering()).await.unwrap();
     let want = desired(postgres(&placement, 20));
     drop(broker);
-    for delay in [20, 60, 150, 300, 450, 600, 900, 1300, 2500] {
+    // The last one is killed when it is done, however long that takes here.
+    for delay in [
+        Some(20),
+        Some(60),
+        Some(150),
+        Some(300),
+        Some(450),
+        Some(600),
+        Some(900),
+        Some(1300),
+        None,
+    ] {
+        let _ = std::fs::remove_file(settled(&ground.root()));
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -445,10 +463,21 @@ async fn a_broker_killed_at_any_moment_leaves_one_whole_server() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        tokio::time::sleep(Duration::from_millis(delay)).await;
+        match delay {
+            Some(delay) => tokio::time::sleep(Duration::from_millis(delay)).await,
+            None => {
+                for _ in 0..1200 {
+                    if settled(&ground.root()).exists() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
         victim.kill().unwrap();
         victim.wait().unwrap();
     }
+    std::fs::remove_file(settled(&ground.root())).unwrap();
     let before = ground.family(&i);
     let broker = ground.broker();
     assert!(matches!(
