@@ -11,17 +11,18 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 inside=()
 # More at once do not fit: the node has the processors of this machine.
 at_once=${CHANDLER_TEST_AT_ONCE:-4}
-run() { "${inside[@]}" cargo test --locked --offline --test kubernetes -- "$@"; }
+run() { "${inside[@]}" cargo test --locked --offline --test "$@"; }
 on_the_node() {
   if [ $# -gt 0 ]; then
-    run --test-threads="$at_once" "$@"
+    run kubernetes -- --test-threads="$at_once" "$@"
   else
-    run --test-threads="$at_once" --skip alone::
-    run --test-threads=1 alone::
+    run real -- --test-threads="$at_once" --ignored kubernetes::
+    run kubernetes -- --test-threads="$at_once" --skip alone::
+    run kubernetes -- --test-threads=1 alone::
   fi
 }
 
-cargo test --locked --no-run --test kubernetes --test platform
+cargo test --locked --no-run --test kubernetes --test real --test platform
 if [ -n "${CHANDLER_TEST_KUBECONFIG:-}" ]; then
   on_the_node "$@"
   exit 0
