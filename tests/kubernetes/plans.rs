@@ -202,6 +202,7 @@ async fn gets_its_pods(scene: &Scene, plan: Plan, id: &str, parameters: Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_plan_that_needs_no_operator_gets_its_pods() {
+    let _turn = OPERATED.lock().await;
     let mut stage = Stage::new().await;
     stage.kubernetes()["images"] = json!({"registry": "registry.invalid/mirror"});
     let scene = stage.open().await;
