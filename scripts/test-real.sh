@@ -31,7 +31,7 @@ fi
 [ "$(id -u)" = 0 ] || die "the testbed makes network namespaces and containers: run as root, or name a cluster in CHANDLER_TEST_KUBECONFIG"
 
 # In shells of their own: the names that the testbed's scripts use are not ours.
-ran_before=$(source tests/testbed/lib.sh && [ -s "$RUN/env/10-kubernetes" ] && echo yes || true)
+ran_before=$(source tests/testbed/lib.sh; [ ! -s "$RUN/env/10-kubernetes" ] || echo yes)
 stop() {
   local code=$?
   trap - EXIT

@@ -1,9 +1,11 @@
-//! Brokers that die, a broker that is cut off from the API server: every operation ends right.
+//! Brokers that die, a broker that is cut off from the API server, a server that dies again and again: every operation ends
+//! right.
 
 use crate::scene::{Osb, Plan, Scene, Stage};
 use crate::support::platform::instance;
 use crate::support::served::Served;
 use crate::support::{Dice, number, postgres, seed, until};
+use crate::trouble::says;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,5 +164,25 @@ async fn a_broker_that_is_cut_off_from_the_cluster_harms_nothing() {
     println!("after the way was mended: {:?} {:#?}", back.took, back.texts);
     osb.delete(REDIS, &three).await;
     osb.delete(REDIS, &one).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_at_once_is_given_up_before_the_deadline() {
+    let mut stage = Stage::new().await;
+    let path = "catalog/redis/objects/config.yaml";
+    let text = std::fs::read_to_string(crate::support::process::repository().join(path)).unwrap();
+    let broken = text.replace(
+        "protected-mode no\n    daemonize",
+        "no-such-setting 1\n    daemonize",
+    );
+    assert_ne!(text, broken);
+    stage.file(path, &broken);
+    let scene = stage.open().await;
+    let (osb, id) = (&scene.osb, scene.id("crash"));
+    let told = osb.create(REDIS, &id, json!({})).await;
+    says(&told, &["redis-0", "keeps stopping", "restarts"]);
+    assert!(told.took < Duration::from_secs(400), "early: {:?}", told.took);
+    osb.delete(REDIS, &id).await;
     scene.end().await;
 }

@@ -19,6 +19,7 @@ mod cluster;
 mod faults;
 mod flows;
 mod further;
+mod groups;
 mod hands;
 mod isolation;
 mod plans;
