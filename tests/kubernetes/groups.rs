@@ -75,8 +75,9 @@ async fn a_redis_group_survives_the_loss_of_its_primary() {
         .unwrap()
         .to_owned();
     let born = async || {
-        let pod = scene.kubectl().get(&["pod", "-n", &home, &pod]).await;
-        pod["metadata"]["uid"].clone()
+        let named = format!("metadata.name={pod}");
+        let found = ["pods", "-n", &home, "--field-selector", &named];
+        scene.kubectl().get(&found).await["items"][0]["metadata"]["uid"].clone()
     };
     let before = born().await;
     let kill = ["delete", "pod", "-n", &home, &pod, "--grace-period=0", "--force"];
