@@ -14,21 +14,18 @@
 //!
 //! Settings: `database`; `tls` (optional, false).
 
+use super::common::{administrator, not_this_bindings, own_handle, within};
 use super::password;
 use super::web::{self, Answer, Base, Request, Web};
 use crate::domain::instance::Millis;
-use crate::domain::names::{self, backend_user};
+use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use async_trait::async_trait;
 use data_encoding::BASE64;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
-use std::future::Future;
 use std::time::Duration;
-
-/// Name of the administrator in the server's configuration.
-const ADMIN: &str = "chandler";
 
 /// Roles a binding can have, the first of which administers the database.
 const ROLES: &[&str] = &["owner", "readwrite", "readonly"];
@@ -134,17 +131,6 @@ fn admins_only(security: &Value) -> bool {
         let no_names = part.get("names").is_none_or(|names| *names == json!([]));
         no_names && part["roles"] == json!(["_admin"])
     })
-}
-
-/// A handle, provided it is a binding's user: nobody else may be touched by way of a handle.
-fn own_handle(handle: &str) -> PortResult<&str> {
-    if handle.strip_prefix("b_").is_some_and(names::is_name) {
-        Ok(handle)
-    } else {
-        Err(PortError::invalid(format!(
-            "{handle:?} is not the user of a binding."
-        )))
-    }
 }
 
 /// One server, as somebody who logs in sees it.
@@ -350,10 +336,7 @@ impl CredentialMechanism for CouchDb {
 
     /// Makes `username` and `password` for the section `[admins]` of the server's configuration.
     fn generate_admin(&self, _settings: &Map<String, Value>) -> PortResult<Secret> {
-        Ok(Secret::from_pairs([
-            ("username", ADMIN.to_owned()),
-            ("password", password::generate()?),
-        ]))
+        administrator()
     }
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
@@ -365,16 +348,14 @@ impl CredentialMechanism for CouchDb {
     }
 
     async fn prepare(&self, target: &Target) -> PortResult<()> {
-        within(async { self.server(target)?.prepare().await }).await
+        within(CALLS_TIME, async { self.server(target)?.prepare().await }).await
     }
 
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
-        within(async {
+        within(CALLS_TIME, async {
             let handle = own_handle(&user.handle)?;
             if handle != backend_user(&grant.bid) || user.secret.text("password").is_empty() {
-                return Err(PortError::invalid(
-                    "The stored user is not the one of this binding; make a new binding.",
-                ));
+                return Err(not_this_bindings());
             }
             self.server(target)?.issue(&grant.role, user).await
         })
@@ -382,7 +363,7 @@ impl CredentialMechanism for CouchDb {
     }
 
     async fn verify(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
-        within(async {
+        within(CALLS_TIME, async {
             let server = self.server(target)?.seen_by(&user.secret);
             server.verify(&grant.role, &user.handle).await
         })
@@ -390,19 +371,15 @@ impl CredentialMechanism for CouchDb {
     }
 
     async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()> {
-        within(async { self.server(target)?.revoke(own_handle(handle)?).await }).await
+        within(CALLS_TIME, async {
+            self.server(target)?.revoke(own_handle(handle)?).await
+        })
+        .await
     }
 
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
-        within(async { self.server(target)?.list().await }).await
+        within(CALLS_TIME, async { self.server(target)?.list().await }).await
     }
-}
-
-/// Bounds what each request bounds for itself.
-async fn within<T>(work: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
-    tokio::time::timeout(CALLS_TIME, work)
-        .await
-        .unwrap_or_else(|_| Err(PortError::transient("The server took too long to answer.")))
 }
 
 fn parse(answer: &Answer) -> PortResult<Value> {
@@ -455,6 +432,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::domain::catalog::{admin_members, user_members};
+    use crate::domain::names;
 
     fn target() -> Target {
         let endpoint = crate::domain::instance::Endpoint {

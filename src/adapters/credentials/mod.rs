@@ -1,6 +1,7 @@
 //! Credential mechanisms: how users are made and revoked on each kind of server.
 
 pub mod cassandra;
+mod common;
 pub mod couchdb;
 pub mod nats;
 pub mod password;

@@ -12,9 +12,10 @@
 //! that lost its users with its volume gets those that the others have when the instance is prepared, as each update
 //! does: no binding is made or revoked meanwhile. The server knows no expiry for users.
 
+use super::common::{ADMIN, not_this_bindings, own_handle, within};
 use super::password;
 use crate::domain::instance::{Endpoint, Millis};
-use crate::domain::names::{self, backend_user};
+use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use ::redis::aio::MultiplexedConnection;
@@ -26,11 +27,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::time::Duration;
-
-/// Name of the administrator that the provisioner puts into the ACL file.
-const ADMIN: &str = "chandler";
 
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 const ANSWER_TIME: Duration = Duration::from_secs(5);
@@ -116,17 +113,6 @@ fn key_prefix(grant: &Grant) -> PortResult<Option<&str>> {
         _ => Err(PortError::invalid(
             "key_prefix must be 1 to 128 characters of letters, digits and _ : . - /",
         )),
-    }
-}
-
-/// A handle, provided it is a binding's user: nobody else may be touched by way of a handle.
-fn own_handle(handle: &str) -> PortResult<&str> {
-    if handle.strip_prefix("b_").is_some_and(names::is_name) {
-        Ok(handle)
-    } else {
-        Err(PortError::invalid(format!(
-            "{handle:?} is not the user of a binding."
-        )))
     }
 }
 
@@ -268,7 +254,7 @@ impl CredentialMechanism for Redis {
     }
 
     async fn prepare(&self, target: &Target) -> PortResult<()> {
-        within(async {
+        within(CALL_TIME, async {
             let mut everywhere = Admin::everywhere(target).await?;
             let mut all = BTreeMap::new();
             for admin in &mut everywhere {
@@ -293,13 +279,11 @@ impl CredentialMechanism for Redis {
     }
 
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
-        within(async {
+        within(CALL_TIME, async {
             let handle = own_handle(&user.handle)?;
             let password = user.secret.text("password");
             if handle != backend_user(&grant.bid) || password.is_empty() {
-                return Err(PortError::invalid(
-                    "The stored user is not the one of this binding; make a new binding.",
-                ));
+                return Err(not_this_bindings());
             }
             let mut command = cmd("ACL");
             command.arg("SETUSER").arg(handle).arg("reset");
@@ -315,7 +299,7 @@ impl CredentialMechanism for Redis {
     }
 
     async fn verify(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
-        within(async {
+        within(CALL_TIME, async {
             for node in nodes(target) {
                 let mut connection = connect(target, node, &user.secret).await?;
                 let who: String = cmd("ACL")
@@ -339,7 +323,7 @@ impl CredentialMechanism for Redis {
     }
 
     async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()> {
-        within(async {
+        within(CALL_TIME, async {
             let handle = own_handle(handle)?;
             let mut down = None;
             // A node that does not answer keeps nobody in at the others.
@@ -360,7 +344,7 @@ impl CredentialMechanism for Redis {
     }
 
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
-        within(async {
+        within(CALL_TIME, async {
             let mut all = BTreeMap::new();
             for mut admin in Admin::everywhere(target).await? {
                 all.extend(admin.users().await?);
@@ -369,13 +353,6 @@ impl CredentialMechanism for Redis {
         })
         .await
     }
-}
-
-/// Gives up when the server stops talking in the middle.
-async fn within<T>(work: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
-    tokio::time::timeout(CALL_TIME, work)
-        .await
-        .unwrap_or_else(|_| Err(PortError::transient("The server took too long to answer.")))
 }
 
 /// Sorts a failure. The server quotes the rule it does not like, so text from the first `#` on (a hash) is cut.
@@ -426,6 +403,7 @@ fn explain(error: &RedisError) -> PortError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::domain::names;
     use serde_json::json;
 
     fn grant(params: &Value) -> Grant {

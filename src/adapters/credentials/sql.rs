@@ -9,9 +9,10 @@
 //!   may hold locks or come back in a loop; the few repeats below are for that, all other repeats are the engine's;
 //! - the clear password never becomes SQL text.
 
+use super::common::{administrator, is_user, not_this_bindings};
 use super::password;
 use super::sql_settings::{Names, Settings};
-use super::sql_text::{Ident, Verifier, is_user, timestamp};
+use super::sql_text::{Ident, Verifier, timestamp};
 use crate::domain::instance::Millis;
 use crate::domain::names::{self, backend_user};
 use crate::domain::secret::Secret;
@@ -23,9 +24,6 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, FromRow};
 use std::future::Future;
 use std::time::Duration;
-
-/// Name of the administrator that the provisioner creates with the server.
-const ADMIN: &str = "chandler";
 
 /// Where statements about the whole server run. Tenants are kept out of it, so they cannot take our locks there.
 const MAINTENANCE_DATABASE: &str = "postgres";
@@ -407,10 +405,7 @@ impl CredentialMechanism for Sql {
     }
 
     fn generate_admin(&self, _settings: &Map<String, Value>) -> PortResult<Secret> {
-        Ok(Secret::from_pairs([
-            ("username", ADMIN.to_owned()),
-            ("password", password::generate()?),
-        ]))
+        administrator()
     }
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
@@ -511,9 +506,7 @@ fn own_user(grant: &Grant, user: &NewUser) -> PortResult<Ident> {
     if user.handle == backend_user(&grant.bid) && user.secret.text("username") == user.handle {
         Ok(name)
     } else {
-        Err(PortError::invalid(
-            "The stored user is not the one of this binding; make a new binding.",
-        ))
+        Err(not_this_bindings())
     }
 }
 

@@ -3,8 +3,8 @@
 //! Role, database and password statements take no bind parameters, so their text is built. What must
 //! stay true: an [`Ident`] holds neither quote nor backslash, a [`Verifier`] holds no clear password.
 
+use super::common::own_handle;
 use crate::domain::instance::Millis;
-use crate::domain::names;
 use crate::ports::{PortError, PortResult};
 use aws_lc_rs::{digest, hmac, pbkdf2};
 use data_encoding::BASE64;
@@ -34,13 +34,7 @@ impl Ident {
 
     /// Checks the name of a binding's user, so that nobody else's role can be touched by way of a handle.
     pub fn user(handle: &str) -> PortResult<Self> {
-        if is_user(handle) {
-            Ok(Self(handle.to_owned()))
-        } else {
-            Err(PortError::invalid(format!(
-                "{handle:?} is not the user of a binding."
-            )))
-        }
+        own_handle(handle).map(|handle| Self(handle.to_owned()))
     }
 
     /// The bare name, for comparisons and bind parameters.
@@ -63,11 +57,6 @@ impl fmt::Display for Ident {
 /// Quotes a name that was read from the server, whatever is in it.
 pub fn quote_found(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Whether a role has the form of a binding's user: `b_<bid>`.
-pub fn is_user(role: &str) -> bool {
-    role.strip_prefix("b_").is_some_and(names::is_name)
 }
 
 /// What a server stores instead of a password (RFC 5802, RFC 7677); displays as a string literal.
@@ -139,6 +128,7 @@ pub fn timestamp(at: Millis) -> PortResult<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::domain::names;
 
     #[test]
     fn only_plain_names_become_identifiers() {

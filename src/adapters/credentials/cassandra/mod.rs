@@ -19,8 +19,9 @@
 
 mod session;
 
+use super::common::{administrator, is_user, not_this_bindings, within};
 use super::password;
-use super::sql_text::{Ident, is_user};
+use super::sql_text::Ident;
 use crate::domain::instance::Millis;
 use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
@@ -32,11 +33,7 @@ use serde_json::{Map, Value};
 use session::Session;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
 use std::time::Duration;
-
-/// Name of the administrator that takes the place of the server's own.
-const ADMIN: &str = "chandler";
 
 /// Name and password of the superuser every new server has.
 const WELL_KNOWN: &str = "cassandra";
@@ -402,10 +399,7 @@ impl CredentialMechanism for Cassandra {
 
     /// Makes `username` and `password` of the superuser that [`prepare`](CredentialMechanism::prepare) makes.
     fn generate_admin(&self, _settings: &Map<String, Value>) -> PortResult<Secret> {
-        Ok(Secret::from_pairs([
-            ("username", ADMIN.to_owned()),
-            ("password", password::generate()?),
-        ]))
+        administrator()
     }
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
@@ -436,9 +430,7 @@ impl CredentialMechanism for Cassandra {
             let group = Settings::of(target)?.group(&grant.role)?;
             let name = Ident::user(&user.handle)?;
             if user.handle != backend_user(&grant.bid) {
-                return Err(PortError::invalid(
-                    "The stored user is not the one of this binding; make a new binding.",
-                ));
+                return Err(not_this_bindings());
             }
             let hash = Hash::new(user.secret.text("password"))?;
             Admin::open(target).await?.issue(&name, &group, &hash).await
@@ -495,13 +487,6 @@ impl CredentialMechanism for Cassandra {
         })
         .await
     }
-}
-
-/// Gives up when the server stops talking in the middle.
-async fn within<T>(limit: Duration, work: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(PortError::transient("The server took too long to answer.")))
 }
 
 #[cfg(test)]

@@ -15,10 +15,11 @@ mod envelope;
 mod policy;
 mod sigv4;
 
+use super::common::{administrator, not_this_bindings, own_handle, within};
 use super::password;
 use super::web::{self, Answer, Base, Request, Web};
 use crate::domain::instance::Millis;
-use crate::domain::names::{self, backend_user};
+use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{
     Clock, CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target,
@@ -28,12 +29,8 @@ use envelope::Broken;
 use serde_json::{Map, Value, json};
 use sigv4::Signer;
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Name of the administrator that the provisioner starts the server with.
-const ADMIN: &str = "chandler";
 
 /// Bounds a call of several requests.
 const CALLS_TIME: Duration = Duration::from_secs(45);
@@ -123,17 +120,6 @@ fn is_bucket(name: &str) -> bool {
         && edge(bytes.first())
         && edge(bytes.last())
         && !name.contains("..")
-}
-
-/// A handle, provided it is a binding's user: nobody else may be touched by way of a handle.
-fn own_handle(handle: &str) -> PortResult<&str> {
-    if handle.strip_prefix("b_").is_some_and(names::is_name) {
-        Ok(handle)
-    } else {
-        Err(PortError::invalid(format!(
-            "{handle:?} is not the user of a binding."
-        )))
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -321,10 +307,7 @@ impl CredentialMechanism for S3 {
 
     /// Makes `username` and `password`: access key id and secret access key of the server's root user.
     fn generate_admin(&self, _settings: &Map<String, Value>) -> PortResult<Secret> {
-        Ok(Secret::from_pairs([
-            ("username", ADMIN.to_owned()),
-            ("password", password::generate()?),
-        ]))
+        administrator()
     }
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
@@ -339,17 +322,15 @@ impl CredentialMechanism for S3 {
     }
 
     async fn prepare(&self, target: &Target) -> PortResult<()> {
-        within(async { self.server(target)?.prepare().await }).await
+        within(CALLS_TIME, async { self.server(target)?.prepare().await }).await
     }
 
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
-        within(async {
+        within(CALLS_TIME, async {
             let handle = own_handle(&user.handle)?;
             let secret_key = user.secret.text("secret_access_key");
             if handle != backend_user(&grant.bid) || secret_key.is_empty() {
-                return Err(PortError::invalid(
-                    "The stored user is not the one of this binding; make a new binding.",
-                ));
+                return Err(not_this_bindings());
             }
             self.server(target)?.issue(grant, handle, secret_key).await
         })
@@ -358,7 +339,7 @@ impl CredentialMechanism for S3 {
 
     /// Lists at most one key where the binding may list, which every role can.
     async fn verify(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
-        within(async {
+        within(CALLS_TIME, async {
             let server = self.server(target)?;
             let keys = Keys {
                 id: user.secret.text("access_key_id"),
@@ -376,19 +357,15 @@ impl CredentialMechanism for S3 {
     }
 
     async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()> {
-        within(async { self.server(target)?.revoke(own_handle(handle)?).await }).await
+        within(CALLS_TIME, async {
+            self.server(target)?.revoke(own_handle(handle)?).await
+        })
+        .await
     }
 
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
-        within(async { self.server(target)?.list().await }).await
+        within(CALLS_TIME, async { self.server(target)?.list().await }).await
     }
-}
-
-/// Bounds what each request bounds for itself.
-async fn within<T>(work: impl Future<Output = PortResult<T>> + Send) -> PortResult<T> {
-    tokio::time::timeout(CALLS_TIME, work)
-        .await
-        .unwrap_or_else(|_| Err(PortError::transient("The server took too long to answer.")))
 }
 
 fn succeed(answer: &Answer) -> PortResult<()> {
@@ -458,6 +435,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::domain::catalog::{admin_members, user_members};
+    use crate::domain::names;
 
     struct Never;
 
