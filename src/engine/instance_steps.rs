@@ -338,17 +338,19 @@ async fn forget(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
             secret_name::generated(&instance.iid),
         ],
     };
-    for name in engine
-        .ports
-        .secrets
-        .list(&secret_name::all(&instance.iid))
-        .await?
-    {
+    destroy_secrets(engine, &instance.iid, &keep).await?;
+    Ok(Step::Done(Progress::default()))
+}
+
+/// Destroys every secret of an instance, its bindings' among them, except those named in `keep`.
+pub(super) async fn destroy_secrets(engine: &Engine, iid: &str, keep: &[String]) -> Result<(), PortError> {
+    let secrets = &engine.ports.secrets;
+    for name in secrets.list(&secret_name::all(iid)).await? {
         if !keep.contains(&name) {
-            engine.ports.secrets.destroy(&name).await?;
+            secrets.destroy(&name).await?;
         }
     }
-    Ok(Step::Done(Progress::default()))
+    Ok(())
 }
 
 /// The mechanism an instance was provisioned with, its settings and the name of its endpoint.

@@ -3,13 +3,13 @@
 //! Every round looks at rows and at the world and opens ordinary operations or repeats ordinary calls;
 //! it keeps no state, so two replicas sweeping at once only do the same thing twice.
 
-use super::instance_steps::{Here, reference, target};
+use super::instance_steps::{Here, destroy_secrets, reference, target};
 use super::{Drift, Engine, millis};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::error::Error;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
-use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes, secret_name};
+use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes};
 use crate::store::Fail;
 use crate::telemetry;
 use std::collections::BTreeMap;
@@ -183,15 +183,10 @@ impl Sweeper {
         }
         let mut after = String::new();
         loop {
-            let page = self
-                .engine
-                .store
-                .instances_page(&after, Some(InstanceState::Ready), PAGE)
-                .await?;
-            let Some(last) = page.last() else {
+            let page = self.more_ready(&mut after).await?;
+            if page.is_empty() {
                 return Ok(report);
-            };
-            after.clone_from(&last.iid);
+            }
             for instance in &page {
                 match self.revive_one(instance).await {
                     Ok(revived) => report.revived += usize::from(revived),
@@ -370,26 +365,19 @@ impl Sweeper {
         if ports.provisioner.remove(&reference, Volumes::Delete).await? != Removal::Gone {
             return Ok(false);
         }
-        for name in ports.secrets.list(&secret_name::all(&instance.iid)).await? {
-            ports.secrets.destroy(&name).await?;
-        }
+        destroy_secrets(&self.engine, &instance.iid, &[]).await?;
         Ok(true)
     }
 
     /// Looks for objects that somebody else changed, and puts them back if that is wanted.
     pub async fn drift(&self) -> Result<SweepReport, Fail> {
-        let engine = &self.engine;
         let mut report = SweepReport::default();
         let mut after = String::new();
         loop {
-            let page = engine
-                .store
-                .instances_page(&after, Some(InstanceState::Ready), PAGE)
-                .await?;
-            let Some(last) = page.last() else {
+            let page = self.more_ready(&mut after).await?;
+            if page.is_empty() {
                 return Ok(report);
-            };
-            after.clone_from(&last.iid);
+            }
             for instance in &page {
                 match self.drift_of(instance).await {
                     Ok(objects) => report.drifted += objects,
@@ -418,6 +406,16 @@ impl Sweeper {
             provisioner.open(&here.reference, &desired).await?;
         }
         Ok(found.len())
+    }
+
+    /// The next ready instances behind `after`, which moves on; none when all were given.
+    async fn more_ready(&self, after: &mut String) -> Result<Vec<Instance>, Fail> {
+        let ready = Some(InstanceState::Ready);
+        let page = self.engine.store.instances_page(after, ready, PAGE).await?;
+        if let Some(last) = page.last() {
+            after.clone_from(&last.iid);
+        }
+        Ok(page)
     }
 
     /// Whether an instance is ready and no operation looks after it: one may have begun since the row was read.
