@@ -6,6 +6,7 @@
 //! returns; the engine alone decides when to come back. Every call bounds its own time.
 
 use crate::domain::catalog::{Offering, Plan};
+use crate::domain::delivery::{BindingRef, ClientAuth};
 use crate::domain::instance::{Endpoint, Millis};
 use crate::domain::manifest::Desired;
 use crate::domain::secret::Secret;
@@ -358,17 +359,117 @@ pub mod secret_name {
     }
 }
 
+/// Part of a long list: some of it, and where to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// What was found.
+    pub items: Vec<T>,
+    /// What to ask with for more; none at the end.
+    pub next: Option<String>,
+}
+
+/// The identity a binding is to have.
+#[derive(Debug, Clone)]
+pub struct IdentitySpec {
+    /// The binding.
+    pub binding: BindingRef,
+    /// Offering and plan, for people who look at the provider's lists.
+    pub label: String,
+    /// How the application proves who it is.
+    pub auth: ClientAuth,
+    /// What [`BindingIdentity::generate`] made.
+    pub secret: Secret,
+}
+
+/// A client that exists at the identity provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundIdentity {
+    /// Its name there.
+    pub client_id: String,
+    /// The binding it belongs to; none when the broker never gives such a name (an alarm: see `names::bid_of_client`).
+    pub bid: Option<String>,
+    /// Whether it gets tokens.
+    pub enabled: bool,
+}
+
 /// The identity a binding has of its own at an identity provider (Keycloak). Absent in the embedded default.
 #[async_trait]
 pub trait BindingIdentity: Send + Sync {
-    /// Makes the client or sets it to the desired state.
-    async fn ensure(&self, iid: &str, bid: &str) -> PortResult<Secret>;
-    /// Stops new tokens.
+    /// What an application needs beside its own proof, such as `issuer`, `token_uri`, `client_id`; never secret, no outside call.
+    fn coordinates(&self, binding: &BindingRef, auth: &ClientAuth) -> Map<String, Value>;
+
+    /// Makes the application's proof (`client_secret`), empty for an `auth` that needs none; no outside call.
+    fn generate(&self, auth: &ClientAuth) -> PortResult<Secret>;
+
+    /// Makes the client or sets it to exactly this state. From then on it gets tokens.
+    async fn ensure(&self, spec: &IdentitySpec) -> PortResult<()>;
+
+    /// The application's present proof, as [`generate`](Self::generate) gave it; none when there is no such client.
+    async fn proof(&self, binding: &BindingRef, auth: &ClientAuth) -> PortResult<Option<Secret>>;
+
+    /// Stops new tokens; an absent client is success.
     async fn disable(&self, bid: &str) -> PortResult<()>;
+
     /// Removes the client; an absent one is success.
     async fn delete(&self, bid: &str) -> PortResult<()>;
-    /// Bindings that have a client.
-    async fn list(&self) -> PortResult<Vec<String>>;
+
+    /// Clients whose names start like those of bindings, for the sweep; `after` = the page before's `next`.
+    async fn page(&self, after: Option<&str>) -> PortResult<Page<FoundIdentity>>;
+}
+
+/// Where applications fetch their bindings' secrets (Vault). The broker writes there and does not read.
+#[async_trait]
+pub trait BindingVault: Send + Sync {
+    /// What an application needs to fetch its secret, such as `address`, `auth_path`, `role`, `data_path`; never secret, no outside call.
+    fn coordinates(&self, binding: &BindingRef) -> Map<String, Value>;
+
+    /// Keeps `data` as generation `generation` (0 for the first) of the binding's secret.
+    ///
+    /// Calling it again for the same generation is success and changes nothing; for an older one than is there,
+    /// it is [`PortErrorKind::Conflict`]. `notes` are kept beside it in clear, at most 512 bytes each.
+    async fn publish(
+        &self,
+        binding: &BindingRef,
+        generation: u32,
+        data: &Secret,
+        notes: &[(&'static str, String)],
+        expires_at: Option<Millis>,
+    ) -> PortResult<()>;
+
+    /// The newest generation that is there.
+    async fn generation(&self, binding: &BindingRef) -> PortResult<Option<u32>>;
+
+    /// Destroys the secret with all generations, and ends the tokens that were given out for it; absent is success.
+    async fn withdraw(&self, binding: &BindingRef) -> PortResult<()>;
+
+    /// Bindings that have a secret, for the sweep; `after` = the page before's `next`. Names the broker never gives are left out.
+    async fn page(&self, after: Option<&str>) -> PortResult<Page<BindingRef>>;
+}
+
+/// A Secret in the application's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretPlace {
+    /// Namespace; the broker may write Secrets there.
+    pub namespace: String,
+    /// Name of the Secret.
+    pub name: String,
+}
+
+/// Puts credentials where pods of a cluster can mount them (servicebinding.io).
+#[async_trait]
+pub trait SecretProjection: Send + Sync {
+    /// Makes the Secret or sets it to exactly these entries. A Secret of that name that is somebody else's is
+    /// [`PortErrorKind::Denied`] and left alone.
+    async fn project(
+        &self,
+        binding: &BindingRef,
+        place: &SecretPlace,
+        kind: &str,
+        entries: &Secret,
+    ) -> PortResult<()>;
+
+    /// Removes the Secret if it is the binding's; an absent one is success.
+    async fn remove(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<()>;
 }
 
 /// Time as a parameter. Leases alone use the database's clock instead.

@@ -149,6 +149,9 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     ));
     let ports = Ports {
         provisioner: provisioner.port(),
+        identity: None,
+        vault: None,
+        projection: None,
         mechanisms: mechanisms(&clock),
         secrets: sealed.clone(),
         clock,

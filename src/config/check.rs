@@ -32,16 +32,16 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    fn refuse(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn refuse(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem::new(path, message));
     }
 
-    fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.warnings.push(Problem::new(path, message));
     }
 
     /// Reads a secret file, noting what is wrong with it.
-    fn secret(&mut self, path: &str, file: &Path) -> Option<secrecy::SecretString> {
+    pub(super) fn secret(&mut self, path: &str, file: &Path) -> Option<secrecy::SecretString> {
         if file.as_os_str().is_empty() {
             self.refuse(path, "must be given: the file that holds the secret, mode 0600");
             return None;
@@ -71,6 +71,7 @@ pub(super) fn check(config: &Config) -> Findings {
     provisioner(&config.provisioner, &mut found);
     secrets(&config.secrets, &mut found);
     platforms(&config.platforms, &mut found);
+    super::check_bindings::check(config, &mut found);
     found
 }
 

@@ -5,7 +5,9 @@
 //! is meant, and a finding never repeats a value that may be a secret. This is the only module
 //! that reads the process environment.
 
+mod bindings;
 mod check;
+mod check_bindings;
 mod dev;
 mod docs;
 mod files;
@@ -16,6 +18,7 @@ mod sections;
 mod source;
 mod url;
 
+pub use bindings::{Bindings, Delivery, Keycloak, Vault, VaultLogin, VaultLoginKind};
 pub use dev::{Dev, dev_password};
 pub use docs::{config_reference, config_schema_json};
 pub use files::{SecretFile, read_secret};
@@ -285,6 +288,26 @@ impl Config {
             .chain(self.provisioner.kubernetes.kubeconfig.iter_mut())
             .chain(self.secrets.keys.iter_mut().map(|key| &mut key.file))
             .chain(self.store.password_file.iter_mut())
+            .chain(self.vault.iter_mut().flat_map(|vault| {
+                let login = &mut vault.login;
+                [
+                    &mut vault.ca_file,
+                    &mut login.token_file,
+                    &mut login.role_id_file,
+                    &mut login.secret_id_file,
+                ]
+                .into_iter()
+                .flatten()
+            }))
+            .chain(self.keycloak.iter_mut().flat_map(|keycloak| {
+                [
+                    &mut keycloak.ca_file,
+                    &mut keycloak.client_secret_file,
+                    &mut keycloak.private_key_file,
+                ]
+                .into_iter()
+                .flatten()
+            }))
             .chain(
                 self.http
                     .tls

@@ -5,6 +5,7 @@
 //! value never hides the next; what must be given is checked in `check`. No member ever holds a
 //! password or key: those are named by file.
 
+use super::bindings::{Bindings, Delivery, Keycloak, Vault};
 use super::hidden::Hidden;
 use super::kubernetes::Kubernetes;
 use schemars::JsonSchema;
@@ -30,6 +31,12 @@ pub struct Config {
     pub provisioner: Provisioner,
     /// How secrets are kept.
     pub secrets: Secrets,
+    /// How applications get their credentials.
+    pub bindings: Bindings,
+    /// Vault or OpenBao, where applications fetch their secrets. Absent: the answer to a bind carries them.
+    pub vault: Option<Vault>,
+    /// Keycloak, which gives every binding a client of its own. Only together with `vault`.
+    pub keycloak: Option<Keycloak>,
     /// Who may ask: one entry for each platform. At least one.
     pub platforms: Vec<Platform>,
     /// The work behind accepted requests.
@@ -377,6 +384,8 @@ pub struct Platform {
     pub name: String,
     /// One or two log-ins that are valid at the same time, so that a password can be changed without a gap.
     pub credentials: Vec<Credential>,
+    /// Ways its applications may get their credentials, the usual one first; empty = as `bindings.delivery`.
+    pub delivery: Vec<Delivery>,
 }
 
 /// A log-in of a platform. Exactly one of `password_file`, `password_hash`, `password_hash_file`.

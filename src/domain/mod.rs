@@ -6,6 +6,7 @@ pub mod access;
 pub mod binding;
 pub mod catalog;
 pub mod decide;
+pub mod delivery;
 pub mod error;
 pub mod expr;
 pub mod instance;

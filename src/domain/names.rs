@@ -41,6 +41,21 @@ pub fn backend_user(bid: &str) -> String {
     format!("b_{bid}")
 }
 
+/// What every [`client_id`] starts with.
+pub const CLIENT_PREFIX: &str = "osb-b-";
+
+/// The client a binding gets at the identity provider: `osb-b-<bid>`.
+pub fn client_id(bid: &str) -> String {
+    format!("{CLIENT_PREFIX}{bid}")
+}
+
+/// The binding a client belongs to; none for a name that the broker never gives.
+///
+/// The vault's policy is filled in with this name: one with `*` or `/` in it would open other bindings' secrets.
+pub fn bid_of_client(client_id: &str) -> Option<&str> {
+    client_id.strip_prefix(CLIENT_PREFIX).filter(|bid| is_name(bid))
+}
+
 /// Whether `name` has the form of an [`iid`] or [`bid`].
 pub fn is_name(name: &str) -> bool {
     name.len() == LEN
@@ -70,5 +85,9 @@ mod tests {
             }
         }
         assert_eq!(backend_user(&names[3]).len(), 28);
+        assert_eq!(bid_of_client(&client_id(&names[3])), Some(names[3].as_str()));
+        for strange in ["osb-b-*", "osb-b-", "osb-b-../../x", "other"] {
+            assert_eq!(bid_of_client(strange), None);
+        }
     }
 }

@@ -21,7 +21,9 @@ use crate::domain::catalog::{Catalog, Offering, Plan};
 use crate::domain::error::Error;
 use crate::domain::instance::Millis;
 use crate::domain::operation::OperationState;
-use crate::ports::{Clock, CredentialMechanism, Provisioner, SecretStore};
+use crate::ports::{
+    BindingIdentity, BindingVault, Clock, CredentialMechanism, Provisioner, SecretProjection, SecretStore,
+};
 use crate::store::Store;
 use arc_swap::ArcSwap;
 use serde_json::Value;
@@ -57,6 +59,12 @@ pub struct Ports {
     pub mechanisms: BTreeMap<String, Arc<dyn CredentialMechanism>>,
     /// Keeps secrets.
     pub secrets: Arc<dyn SecretStore>,
+    /// Gives bindings a client of their own, where an identity provider is configured.
+    pub identity: Option<Arc<dyn BindingIdentity>>,
+    /// Where applications fetch secrets, where a vault is configured.
+    pub vault: Option<Arc<dyn BindingVault>>,
+    /// Puts secrets into applications' namespaces, where there is a cluster.
+    pub projection: Option<Arc<dyn SecretProjection>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Makes operation tokens: unique, URL-safe.

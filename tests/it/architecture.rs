@@ -115,7 +115,11 @@ fn libraries_stay_home() {
         ("scylla", &["adapters/credentials/cassandra"]),
         ("bcrypt", &["adapters/credentials/cassandra"]),
         // `chandler probe` asks a broker as a platform does.
-        ("reqwest", &["adapters/credentials/web", "cli/probe"]),
+        (
+            "reqwest",
+            &["adapters/credentials/web", "adapters/vault/http", "adapters/keycloak/http", "cli/probe", "cli/fetch"],
+        ),
+        ("jsonwebtoken", &["adapters/keycloak"]),
         ("clap", &["cli", "main"]),
         ("kube", &["adapters/kubernetes"]),
         ("k8s_openapi", &["adapters/kubernetes"]),

@@ -374,6 +374,9 @@ pub fn engine(
     let ports = Ports {
         provisioner: Arc::new(FakeProvisioner(world.clone())),
         mechanisms: BTreeMap::from([("sql".to_owned(), mechanism)]),
+        identity: None,
+        vault: None,
+        projection: None,
         secrets: Arc::new(SealedStore::new(keys, SqlRows::new(store.clone(), clock.clone()))),
         clock,
         new_id: Arc::new(random_token),
