@@ -1,5 +1,6 @@
 //! The command line: what a person can ask of the program, each answer meant to be read.
 
+mod audit;
 mod catalog;
 mod dev;
 mod operators;
@@ -55,6 +56,9 @@ enum Command {
     /// Service instances.
     #[command(subcommand)]
     Instances(operators::InstancesCommand),
+    /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Look at this machine: what can be provisioned, what is missing, what to do.
     Doctor(Where),
     /// Ask a running broker, as a platform would, whether it is ready and what it offers.
@@ -220,6 +224,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
+        Command::Audit(command) => audit::run(command).await,
         Command::Doctor(place) => operators::doctor(&place).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),

@@ -173,6 +173,8 @@ impl Tx {
         .bind(now)
         .execute(&mut *self.connection)
         .await?;
+        self.audit_end(id, OperationState::Superseded.as_str(), now)
+            .await?;
         self.event(id, now, "", "superseded", why).await
     }
 
@@ -423,7 +425,11 @@ impl Store {
                     tx.set_binding_state(bid, state, residue, now).await?;
                 }
                 if f.bindings_gone {
+                    tx.audit_all_ended(&claimed, now).await?;
                     tx.bindings_gone(&claimed.instance.iid, now).await?;
+                }
+                if !matches!(claimed.operation.kind, OperationKind::Provision | OperationKind::Update) {
+                    tx.audit_end(&claimed.operation.id, f.state.as_str(), now).await?;
                 }
                 tx.event(&claimed.operation.id, now, &f.step, "finished", &f.description)
                     .await?;
