@@ -6,6 +6,7 @@ mod dev;
 mod operators;
 mod probe;
 mod rbac;
+mod reconcile;
 
 use crate::app::{self, Role};
 use crate::config::{self, Config};
@@ -59,6 +60,8 @@ enum Command {
     /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Compare bindings with the clients, secrets and users that are there; changes nothing unless told to.
+    Reconcile(reconcile::ReconcileArgs),
     /// Look at this machine: what can be provisioned, what is missing, what to do.
     Doctor(Where),
     /// Ask a running broker, as a platform would, whether it is ready and what it offers.
@@ -225,6 +228,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Audit(command) => audit::run(command).await,
+        Command::Reconcile(args) => reconcile::run(args).await,
         Command::Doctor(place) => operators::doctor(&place).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),

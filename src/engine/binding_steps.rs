@@ -70,7 +70,7 @@ async fn needed(
         .ok_or_else(|| PortError::invalid("This offering has no way to make credentials."))
 }
 
-fn grant(engine: &Engine, binding: &Binding, role: &str) -> Grant {
+pub(super) fn grant(engine: &Engine, binding: &Binding, role: &str) -> Grant {
     let served = engine.served();
     let attributes = &binding.attributes;
     let params = served
@@ -170,7 +170,7 @@ fn stored_role(stored: &Secret) -> String {
     stored.text("role").to_owned()
 }
 
-fn member(stored: &Secret, name: &str) -> Secret {
+pub(super) fn member(stored: &Secret, name: &str) -> Secret {
     match stored.expose().get(name) {
         Some(Value::Object(members)) => Secret::new(members.clone()),
         _ => Secret::default(),

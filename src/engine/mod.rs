@@ -10,10 +10,12 @@ mod bindings;
 mod instance_steps;
 mod instances;
 mod queries;
+mod reconcile;
 mod retained;
 mod runner;
 mod sweep;
 
+pub use reconcile::{Done, Finding, Kind, Mend, Reconciler, Report};
 pub use runner::{CANCELLED, Runner};
 pub use sweep::{SweepReport, Sweeper};
 

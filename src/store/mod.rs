@@ -6,12 +6,14 @@
 
 mod audit;
 mod operations;
+mod reconcile;
 mod resources;
 mod rows;
 mod secrets;
 mod write;
 
 pub use operations::{Advance, Claimed, Finish, NewOperation, OperationRow, Progress};
+pub use reconcile::KnownBinding;
 pub use write::{Fail, Tx, TxFuture};
 
 use crate::domain::error::Error;
