@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Bits of a set: one MiB.
 const BITS: u64 = 1 << 23;
 /// Bits that stand for one name.
-const PROBES: u64 = 4;
+const PROBES: usize = 4;
 
 /// A set that never says no to a name that was added, and hardly ever yes to one that was not: with 10,000 names once in
 /// a thousand million, with a million once in fifty. Another salt errs about other names, so what one comparison
@@ -37,13 +37,13 @@ impl Seen {
             .all(|(word, bit)| self.bits.get(*word).is_some_and(|there| there & bit != 0))
     }
 
-    fn places(&self, name: &str) -> [(usize, u64); PROBES as usize] {
+    fn places(&self, name: &str) -> [(usize, u64); PROBES] {
         let mut hasher = DefaultHasher::new();
         (self.salt, name).hash(&mut hasher);
         let first = hasher.finish();
         let step = first.rotate_left(32) | 1;
         let mut place = first;
-        [(); PROBES as usize].map(|()| {
+        [(); PROBES].map(|()| {
             place = place.wrapping_add(step);
             let bit = place % BITS;
             (usize::try_from(bit / 64).unwrap_or_default(), 1 << (bit % 64))
