@@ -1,7 +1,7 @@
 //! Commands on instances: PUT, PATCH, DELETE.
 
 use super::Engine;
-use super::instance_steps::{DEPROVISION, PROVISION};
+use super::instance_steps::{PROVISION, steps};
 use crate::domain::audit::Event;
 use crate::domain::catalog::{Offering, Plan};
 use crate::domain::decide::{self, DeprovisionDecision, InstanceNow, ProvisionDecision, UpdateDecision};
@@ -202,6 +202,8 @@ impl Engine {
         let request_id = caller.request_id.clone();
         let refuse = self.settings.refuse_deprovision_with_bindings;
         let asked = Event::asked_for_all(caller, &request.instance_id, now).by(&operation_id);
+        let begins = steps(self, OperationKind::Deprovision);
+        let step = begins.first().copied().unwrap_or_default();
         let request = Arc::new(request);
         let (id, superseded) = self
             .store
@@ -241,7 +243,7 @@ impl Engine {
                         bid: None,
                         offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
                         target: None,
-                        step: DEPROVISION[0],
+                        step,
                         description: "Accepted.",
                         now,
                         deadline_at: now + 1000 * i64::from(patience),
