@@ -10,7 +10,7 @@ mod rows;
 mod secrets;
 mod write;
 
-pub use operations::{Advance, Claimed, Finish, NewOperation, OperationRow, Progress};
+pub use operations::{Advance, Claimed, Finish, Lease, NewOperation, OperationRow, Progress};
 pub use write::{Fail, Tx, TxFuture};
 
 use crate::domain::error::Error;

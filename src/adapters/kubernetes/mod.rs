@@ -243,14 +243,8 @@ impl KubernetesProvisioner {
     fn facts(&self, instance: &InstanceRef, kinds: &[String]) -> Map<String, Value> {
         let namespace = dress::namespace(&self.settings, &instance.iid);
         let domain = self.settings.cluster_domain.trim_matches('.');
-        Map::from_iter([
-            (
-                "name".to_owned(),
-                dress::base_name(&self.settings, instance).into(),
-            ),
-            ("namespace".to_owned(), namespace.into()),
-            ("cluster".to_owned(), json!({"domain": domain, "kinds": kinds})),
-        ])
+        let name = dress::base_name(&self.settings, instance);
+        manifest::cluster_place(&name, &namespace, domain, kinds)
     }
 
     /// Whether an instance of the plan with default parameters would have this object.
