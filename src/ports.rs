@@ -458,17 +458,16 @@ pub struct SecretPlace {
 /// Puts credentials where pods of a cluster can mount them (servicebinding.io).
 #[async_trait]
 pub trait SecretProjection: Send + Sync {
-    /// Makes the Secret or sets it to exactly these entries. A Secret of that name that is somebody else's is
+    /// Makes the Secret or sets it to exactly what these credentials say. A Secret of that name that is somebody else's is
     /// [`PortErrorKind::Denied`] and left alone.
     async fn project(
         &self,
         binding: &BindingRef,
         place: &SecretPlace,
-        kind: &str,
-        entries: &Secret,
+        credentials: &Secret,
     ) -> PortResult<()>;
 
-    /// Removes the Secret if it is the binding's; an absent one is success.
+    /// Removes the Secret if it is the binding's; an absent one is success, somebody else's is [`PortErrorKind::Denied`].
     async fn remove(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<()>;
 }
 

@@ -151,7 +151,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         provisioner: provisioner.port(),
         identity: None,
         vault: None,
-        projection: None,
+        projection: provisioner.projection(),
         mechanisms: mechanisms(&clock),
         secrets: sealed.clone(),
         clock,

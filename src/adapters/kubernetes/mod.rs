@@ -27,6 +27,7 @@ mod kinds;
 pub mod names;
 mod notes;
 mod observe;
+mod projection;
 mod quantity;
 mod quota;
 pub mod rbac;
@@ -91,6 +92,8 @@ pub struct KubernetesSettings {
     pub storage_class: Option<String>,
     /// PriorityClass where a plan names none.
     pub priority_class: Option<String>,
+    /// Applications' namespaces that Secrets may be put into, for `chandler rbac`.
+    pub secret_namespaces: BTreeSet<String>,
     /// Most requests to the API server at once.
     pub requests_at_once: usize,
     /// How long one request may take.
@@ -124,6 +127,7 @@ impl Default for KubernetesSettings {
             replace: BTreeMap::new(),
             storage_class: None,
             priority_class: None,
+            secret_namespaces: BTreeSet::new(),
             requests_at_once: 32,
             request_limit: Duration::from_secs(15),
         }
