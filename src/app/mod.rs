@@ -20,7 +20,8 @@ use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
-use crate::engine::{Drift, Engine, Ports, Settings};
+use crate::domain::delivery::Delivery;
+use crate::engine::{Drift, Engine, PlatformWays, Ports, Settings};
 use crate::ports::{Clock, CredentialMechanism};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
@@ -185,6 +186,38 @@ fn engine_settings(config: &Config, role: Role) -> Settings {
             (_, config::Drift::Report) => Drift::Report,
         },
         drift_every: Duration::from_secs(60 * config.provisioner.kubernetes.drift_minutes),
+        delivery: ways(&config.bindings.delivery),
+        platforms: config
+            .platforms
+            .iter()
+            .map(|platform| {
+                let namespaces = config.bindings.secret_namespaces.get(&platform.name);
+                let own = PlatformWays {
+                    delivery: ways(&platform.delivery),
+                    namespaces: namespaces.cloned().unwrap_or_default(),
+                };
+                (platform.name.clone(), own)
+            })
+            .collect(),
+        service_accounts: config
+            .keycloak
+            .as_ref()
+            .is_some_and(|keycloak| keycloak.kubernetes_provider.is_some()),
+        rotation_grace: config
+            .bindings
+            .rotation_grace_seconds
+            .map_or(Settings::default().rotation_grace, |seconds| {
+                Duration::from_secs(u64::from(seconds))
+            }),
         ..Settings::default()
     }
+}
+
+fn ways(configured: &[config::Delivery]) -> Vec<Delivery> {
+    let way = |way: &config::Delivery| match way {
+        config::Delivery::Reference => Delivery::Reference,
+        config::Delivery::Secret => Delivery::Secret,
+        config::Delivery::Inline => Delivery::Inline,
+    };
+    configured.iter().map(way).collect()
 }

@@ -1,7 +1,7 @@
 //! Commands on instances: PUT, PATCH, DELETE.
 
 use super::Engine;
-use super::instance_steps::{DEPROVISION, PROVISION};
+use super::instance_steps::{PROVISION, steps};
 use crate::domain::catalog::{Offering, Plan};
 use crate::domain::decide::{self, DeprovisionDecision, InstanceNow, ProvisionDecision, UpdateDecision};
 use crate::domain::error::Error;
@@ -200,6 +200,8 @@ impl Engine {
         let operation_id = (self.ports.new_id)();
         let request_id = caller.request_id.clone();
         let refuse = self.settings.refuse_deprovision_with_bindings;
+        let begins = steps(self, OperationKind::Deprovision);
+        let step = begins.first().copied().unwrap_or_default();
         let request = Arc::new(request);
         let (id, superseded) = self
             .store
@@ -235,7 +237,7 @@ impl Engine {
                         bid: None,
                         offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
                         target: None,
-                        step: DEPROVISION[0],
+                        step,
                         description: "Accepted.",
                         now,
                         deadline_at: now + 1000 * i64::from(patience),

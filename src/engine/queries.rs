@@ -1,13 +1,12 @@
-//! Queries: GET instance, GET binding, last_operation. Reads only; no outside call but the secret store's.
+//! Queries: GET instance, GET binding, last_operation. Reads only; what a binding's answer needs from outside is in
+//! `answer`.
 
 use super::Engine;
-use super::binding_steps::stored_view;
 use crate::domain::binding::BindingState;
 use crate::domain::error::Error;
 use crate::domain::instance::InstanceState;
 use crate::domain::names;
 use crate::domain::request::{BindingView, Caller, InstanceView, LastOperation};
-use crate::ports::secret_name;
 
 impl Engine {
     /// GET instance (osb-rules §8).
@@ -55,22 +54,7 @@ impl Engine {
             }
             _ => return Err(unknown()),
         }
-        let name = secret_name::binding(&binding.iid, &binding.bid);
-        let stored = self
-            .ports
-            .secrets
-            .get(&name)
-            .await
-            .map_err(|e| {
-                Error::unavailable("The secret store cannot be read at the moment; try again.")
-                    .with_internal(e.detail)
-            })?
-            .ok_or_else(|| Error::internal(format!("the secret {name} of a ready binding is missing")))?;
-        let mut view = stored_view(&stored);
-        view.parameters = binding.attributes.parameters;
-        view.expires_at = binding.expires_at;
-        view.renew_before = binding.renew_before;
-        Ok(view)
+        self.binding_view(&binding).await
     }
 
     /// last_operation of an instance (osb-rules §6).

@@ -8,9 +8,11 @@ mod operations;
 mod resources;
 mod rows;
 mod secrets;
+mod users;
 mod write;
 
-pub use operations::{Advance, Claimed, Finish, Lease, NewOperation, OperationRow, Progress};
+pub use operations::{Advance, Claimed, Finish, Lease, LookAgain, NewOperation, OperationRow, Progress};
+pub use users::UserChange;
 pub use write::{Fail, Tx, TxFuture};
 
 use crate::domain::error::Error;
@@ -112,6 +114,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "kept_volumes",
         include_str!("../../migrations/0002_kept_volumes.sql"),
     ),
+    (3, "delivery", include_str!("../../migrations/0003_delivery.sql")),
 ];
 
 fn migrator() -> Migrator {

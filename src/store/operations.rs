@@ -6,6 +6,7 @@
 
 use super::Store;
 use super::rows::{self, OPERATION, to_json};
+use super::users::UserChange;
 use super::write::{Fail, Tx};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::instance::{Endpoint, Instance, Millis};
@@ -70,8 +71,10 @@ pub struct Progress {
     pub endpoints: Option<Vec<Endpoint>>,
     /// What the backend knows the binding by.
     pub handle: Option<String>,
-    /// From now on the binding's handle is on the list of those not to be let in.
+    /// From now on the binding's users are on the list of those not to be let in.
     pub revoked: bool,
+    /// What becomes of a user that is being rotated in or out.
+    pub user: Option<UserChange>,
 }
 
 /// Where an operation goes after a step.
@@ -108,6 +111,27 @@ pub enum Lease {
     StepBack,
 }
 
+/// Whether and when the sweep looks at a binding again after an operation on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LookAgain {
+    /// As it was.
+    #[default]
+    AsBefore,
+    /// Then.
+    At(Millis),
+    /// There is no need any more.
+    Never,
+}
+
+impl LookAgain {
+    fn at(self) -> Option<Millis> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::AsBefore | Self::Never => None,
+        }
+    }
+}
+
 /// How an operation ends.
 #[derive(Debug, Clone)]
 pub struct Finish {
@@ -125,6 +149,8 @@ pub struct Finish {
     pub binding: Option<(BindingState, bool)>,
     /// The instance is gone, and so are all its bindings.
     pub bindings_gone: bool,
+    /// Whether and when the binding, or all that are gone with the instance, are looked at again.
+    pub look_again: LookAgain,
     /// What the last step adds.
     pub progress: Progress,
     /// Name of the last step.
@@ -239,11 +265,16 @@ impl Tx {
                 .execute(&mut *self.connection)
                 .await?;
         }
-        if let (Some(handle), Some(bid)) = (&progress.handle, &claimed.operation.bid) {
-            self.set_binding_handle(bid, handle).await?;
-        }
-        if let (true, Some(bid)) = (progress.revoked, &claimed.operation.bid) {
-            self.mark_revoked(bid, now).await?;
+        if let Some(binding) = &claimed.binding {
+            if let Some(handle) = &progress.handle {
+                self.set_binding_handle(binding, handle).await?;
+            }
+            if progress.revoked {
+                self.mark_revoked(binding, now).await?;
+            }
+            if let Some(change) = &progress.user {
+                self.change_user(binding, change, now).await?;
+            }
         }
         Ok(())
     }
@@ -440,11 +471,19 @@ impl Store {
                     tx.save_instance(instance).await?;
                 }
                 tx.progress(&claimed, &f.progress, now).await?;
-                if let (Some((state, residue)), Some(bid)) = (f.binding, &claimed.operation.bid) {
-                    tx.set_binding_state(bid, state, residue, now).await?;
+                if let Some(bid) = &claimed.operation.bid {
+                    match f.binding {
+                        Some((state, false)) if state.is_over() => {
+                            tx.end_binding(bid, state, f.look_again.at(), now).await?;
+                        }
+                        Some((state, residue)) => tx.set_binding_state(bid, state, residue, now).await?,
+                        None if f.look_again == LookAgain::AsBefore => {}
+                        None => tx.set_look_again(bid, f.look_again.at()).await?,
+                    }
                 }
                 if f.bindings_gone {
-                    tx.bindings_gone(&claimed.instance.iid, now).await?;
+                    tx.bindings_gone(&claimed.instance.iid, f.look_again.at(), now)
+                        .await?;
                 }
                 tx.event(&claimed.operation.id, now, &f.step, "finished", &f.description)
                     .await?;
@@ -475,7 +514,8 @@ impl Store {
 
     /// One indexed read, on any replica, and no outside call: the operation named, else the latest (L-07, L-13).
     ///
-    /// Revocations are ours and not the platform's: what it was told last stays what it is told (L-06, K-08).
+    /// What we do by ourselves is not the platform's: what it was told last stays what it is told (L-06, K-08). A rotation
+    /// in place is told of when it is named.
     pub async fn last_operation(
         &self,
         subject: &str,
@@ -484,7 +524,7 @@ impl Store {
         let mut connection = self.reader().await?;
         let row = sqlx::query(
             "SELECT state, description, instance_usable, update_repeatable, kind FROM operations \
-             WHERE subject = $1 AND kind <> 'revoke' ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
+             WHERE subject = $1 AND kind NOT IN ('revoke', 'retire', 'settle') AND (kind <> 'rotate' OR id = $2) ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
         )
         .bind(subject)
         .bind(operation.unwrap_or_default())

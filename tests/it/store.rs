@@ -2,10 +2,11 @@
 
 use crate::support::postgres;
 use chandler::domain::binding::{Binding, BindingAttributes, BindingState};
+use chandler::domain::delivery::Delivery;
 use chandler::domain::error::Error;
 use chandler::domain::instance::{Instance, InstanceAttributes, InstanceState};
 use chandler::domain::operation::{OperationKind, OperationState};
-use chandler::store::{Advance, Fail, Finish, Lease, NewOperation, Progress, Store, StoreOptions};
+use chandler::store::{Advance, Fail, Finish, Lease, LookAgain, NewOperation, Progress, Store, StoreOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -93,6 +94,11 @@ fn binding(bid: &str, iid: &str) -> Binding {
         state: BindingState::Gone,
         handle: String::new(),
         residue: false,
+        delivery: Delivery::Inline,
+        generation: 0,
+        rotations: 0,
+        service_account: None,
+        secret_namespace: None,
         expires_at: None,
         renew_before: None,
         created_at: 1,
@@ -349,6 +355,7 @@ fn finish(state: OperationState, row: Instance) -> Finish {
         instance: Some(row),
         binding: None,
         bindings_gone: false,
+        look_again: LookAgain::default(),
         progress: Progress::default(),
         step: "ready".into(),
     }
