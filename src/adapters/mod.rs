@@ -5,3 +5,4 @@ pub mod credentials;
 pub mod kubernetes;
 pub mod local;
 pub mod sealed;
+pub mod vault;

@@ -5,12 +5,16 @@ mod clock;
 mod platforms;
 mod provisioner;
 mod rows;
+mod secrets;
 mod server;
+mod vault;
 
 pub use clock::{SystemClock, random_token};
 pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
+pub use secrets::RoutedSecrets;
 pub use server::serve;
+pub use vault::{VaultSetupOptions, vault, vault_settings, vault_setup};
 
 use crate::adapters::credentials::cassandra::Cassandra;
 use crate::adapters::credentials::couchdb::CouchDb;
@@ -19,10 +23,11 @@ use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
 use crate::adapters::sealed::{Keys, SealedStore};
+use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::domain::delivery::Delivery;
 use crate::engine::{Drift, Engine, PlatformWays, Ports, Settings};
-use crate::ports::{Clock, CredentialMechanism};
+use crate::ports::{BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -62,6 +67,8 @@ pub struct Assembled {
     provisioner: provisioner::Chosen,
     /// The secret store, for `secrets rekey`.
     pub sealed: Arc<SealedStore<SqlRows>>,
+    /// The vault, where one is configured.
+    pub vault: Option<Arc<Vault>>,
 }
 
 /// Makes one TLS provider the process's own; must run before any TLS is spoken.
@@ -148,13 +155,25 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         seal_keys(config)?,
         SqlRows::new(store.clone(), clock.clone()),
     ));
+    let vault = vault::vault(config, clock.clone())?;
+    let in_vault = config
+        .vault
+        .as_ref()
+        .is_some_and(|section| section.instance_secrets);
+    let secrets: Arc<dyn SecretStore> = match &vault {
+        Some(vault) if in_vault => Arc::new(RoutedSecrets::new(
+            sealed.clone(),
+            Arc::new(InstanceSecrets::new(vault.clone())),
+        )),
+        _ => sealed.clone(),
+    };
     let ports = Ports {
         provisioner: provisioner.port(),
         identity: None,
-        vault: None,
+        vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
         projection: provisioner.projection(),
         mechanisms: mechanisms(&clock),
-        secrets: sealed.clone(),
+        secrets,
         clock,
         new_id: Arc::new(random_token),
     };
@@ -166,6 +185,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         engine,
         provisioner,
         sealed,
+        vault,
     })
 }
 
