@@ -2,12 +2,14 @@
 
 pub mod catalog;
 mod clock;
+mod keycloak;
 mod platforms;
 mod provisioner;
 mod rows;
 mod server;
 
 pub use clock::{SystemClock, random_token};
+pub use keycloak::{keycloak, keycloak_settings};
 pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
 pub use server::serve;
@@ -149,7 +151,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     ));
     let ports = Ports {
         provisioner: provisioner.port(),
-        identity: None,
+        identity: keycloak::identity(config, &clock)?,
         vault: None,
         projection: None,
         mechanisms: mechanisms(&clock),

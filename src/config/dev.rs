@@ -62,6 +62,7 @@ impl Config {
             },
             platforms: vec![Platform {
                 name: "dev".to_owned(),
+                delivery: Vec::new(),
                 credentials: vec![Credential {
                     username: "dev".to_owned(),
                     password: Some(dev.password.clone()),

@@ -117,7 +117,13 @@ fn libraries_stay_home() {
         // `chandler probe` asks a broker as a platform does.
         (
             "reqwest",
-            &["adapters/credentials/web", "adapters/vault/http", "adapters/keycloak/http", "cli/probe", "cli/fetch"],
+            &[
+                "adapters/credentials/web",
+                "adapters/vault/http",
+                "adapters/keycloak/http",
+                "cli/probe",
+                "cli/fetch",
+            ],
         ),
         ("jsonwebtoken", &["adapters/keycloak"]),
         ("clap", &["cli", "main"]),
