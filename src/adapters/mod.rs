@@ -6,3 +6,4 @@ pub mod keycloak;
 pub mod kubernetes;
 pub mod local;
 pub mod sealed;
+pub mod vault;

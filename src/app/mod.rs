@@ -6,13 +6,17 @@ mod keycloak;
 mod platforms;
 mod provisioner;
 mod rows;
+mod secrets;
 mod server;
+mod vault;
 
 pub use clock::{SystemClock, random_token};
 pub use keycloak::{keycloak, keycloak_settings};
 pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
+pub use secrets::RoutedSecrets;
 pub use server::serve;
+pub use vault::{VaultSetupOptions, vault, vault_settings, vault_setup};
 
 use crate::adapters::credentials::cassandra::Cassandra;
 use crate::adapters::credentials::couchdb::CouchDb;
@@ -21,9 +25,10 @@ use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
 use crate::adapters::sealed::{Keys, SealedStore};
+use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::engine::{Drift, Engine, Ports, Settings};
-use crate::ports::{Clock, CredentialMechanism};
+use crate::ports::{BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -63,6 +68,8 @@ pub struct Assembled {
     provisioner: provisioner::Chosen,
     /// The secret store, for `secrets rekey`.
     pub sealed: Arc<SealedStore<SqlRows>>,
+    /// The vault, where one is configured.
+    pub vault: Option<Arc<Vault>>,
 }
 
 /// Makes one TLS provider the process's own; must run before any TLS is spoken.
@@ -149,13 +156,25 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         seal_keys(config)?,
         SqlRows::new(store.clone(), clock.clone()),
     ));
+    let vault = vault::vault(config, clock.clone())?;
+    let in_vault = config
+        .vault
+        .as_ref()
+        .is_some_and(|section| section.instance_secrets);
+    let secrets: Arc<dyn SecretStore> = match &vault {
+        Some(vault) if in_vault => Arc::new(RoutedSecrets::new(
+            sealed.clone(),
+            Arc::new(InstanceSecrets::new(vault.clone())),
+        )),
+        _ => sealed.clone(),
+    };
     let ports = Ports {
         provisioner: provisioner.port(),
         identity: keycloak::identity(config, &clock)?,
-        vault: None,
+        vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
         projection: None,
         mechanisms: mechanisms(&clock),
-        secrets: sealed.clone(),
+        secrets,
         clock,
         new_id: Arc::new(random_token),
     };
@@ -167,6 +186,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         engine,
         provisioner,
         sealed,
+        vault,
     })
 }
 

@@ -69,7 +69,7 @@ pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 2] {
 }
 
 /// Namespace and name, which stand inside the rules and so must be nothing but names.
-fn split(account: &str) -> anyhow::Result<(&str, &str)> {
+pub(super) fn split(account: &str) -> anyhow::Result<(&str, &str)> {
     let (namespace, name) = account
         .split_once('/')
         .ok_or_else(|| anyhow!("`{account}` is not NAMESPACE/NAME, such as chandler/chandler."))?;
