@@ -24,11 +24,12 @@ use crate::adapters::credentials::nats::Nats;
 use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
+use crate::adapters::keycloak::Keycloak;
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::engine::{Drift, Engine, Ports, Settings};
-use crate::ports::{BindingVault, Clock, CredentialMechanism, SecretStore};
+use crate::ports::{BindingIdentity, BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -70,6 +71,8 @@ pub struct Assembled {
     pub sealed: Arc<SealedStore<SqlRows>>,
     /// The vault, where one is configured.
     pub vault: Option<Arc<Vault>>,
+    /// Keycloak, where one is configured.
+    pub keycloak: Option<Arc<Keycloak>>,
 }
 
 /// Makes one TLS provider the process's own; must run before any TLS is spoken.
@@ -157,6 +160,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         SqlRows::new(store.clone(), clock.clone()),
     ));
     let vault = vault::vault(config, clock.clone())?;
+    let keycloak = keycloak::keycloak(config, &clock)?;
     let in_vault = config
         .vault
         .as_ref()
@@ -170,7 +174,9 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     };
     let ports = Ports {
         provisioner: provisioner.port(),
-        identity: keycloak::identity(config, &clock)?,
+        identity: keycloak
+            .clone()
+            .map(|keycloak| keycloak as Arc<dyn BindingIdentity>),
         vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
         projection: None,
         mechanisms: mechanisms(&clock),
@@ -187,6 +193,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         provisioner,
         sealed,
         vault,
+        keycloak,
     })
 }
 

@@ -5,9 +5,9 @@
 
 use super::http::{Body, encoded};
 use super::setup::ROLE;
-use super::{Found, Keycloak};
+use super::{Found, Keycloak, PAGE};
 use crate::domain::names::{CLIENT_PREFIX, bid_of_client};
-use crate::ports::{PortError, PortResult};
+use crate::ports::{Finding, PortError, PortResult};
 use data_encoding::BASE64URL_NOPAD;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -22,46 +22,22 @@ const BUILT_IN: [&str; 6] = [
     "security-admin-console",
 ];
 
-/// Clients looked at in one request.
-const PAGE: usize = 100;
-
 /// Most clients that are named one by one.
 const NAMED: usize = 10;
 
-/// How bad a [`Finding`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// As it should be.
-    Good,
-    /// Works, and is less safe than it could be, or could not be seen.
-    Warning,
-    /// Does not work, or is not safe.
-    Bad,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// How bad it is.
-    pub verdict: Verdict,
-    /// What it is and what to do.
-    pub text: String,
-}
-
-fn finding(verdict: Verdict, text: impl Into<String>) -> Finding {
-    Finding {
-        verdict,
-        text: text.into(),
-    }
+/// How far to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Whether the broker can do its work: three requests.
+    Quick,
+    /// At every client of the realm, too, and at what else might be wrong.
+    Whole,
 }
 
 fn failed(what: &str, error: &PortError) -> Finding {
-    let detail = if error.detail == error.message {
-        String::new()
-    } else {
-        format!(" ({})", error.detail)
-    };
-    finding(Verdict::Bad, format!("{what}: {}{detail}", error.message))
+    let mut found = Finding::failure(error);
+    found.text = format!("{what}: {}", found.text);
+    found
 }
 
 /// Whether `version` is below `wanted`, number by number; what is no number counts as 0.
@@ -77,17 +53,19 @@ pub(super) fn older(version: &str, wanted: &str) -> bool {
 }
 
 impl Keycloak {
-    /// Looks at everything the broker can see of its realm.
-    pub async fn check(&self) -> Vec<Finding> {
+    /// Looks at what the broker can see of its realm.
+    pub async fn check(&self, look: Look) -> Vec<Finding> {
         let mut found = Vec::new();
-        let reached = self.check_discovery(&mut found).await;
-        if !reached {
+        if !self.check_discovery(&mut found).await {
             return found;
         }
-        found.push(self.check_registration().await);
-        if self.check_token(&mut found).await {
-            self.check_clients(&mut found).await;
-            self.check_server(&mut found).await;
+        let logged_in = self.check_token(&mut found).await;
+        if look == Look::Whole {
+            found.push(self.check_registration().await);
+            if logged_in {
+                self.check_clients(&mut found).await;
+                self.check_server(&mut found).await;
+            }
         }
         found
     }
@@ -103,9 +81,7 @@ impl Keycloak {
             }
         };
         if answer.status == 404 {
-            found.push(finding(
-                Verdict::Bad,
-                format!(
+            found.push(Finding::error(format!(
                     "Keycloak has no realm {}: run `chandler bootstrap keycloak`, or correct `keycloak.realm` and `keycloak.url`.",
                     self.settings.realm
                 ),
@@ -123,11 +99,15 @@ impl Keycloak {
         let expected = self.settings.issuer();
         match told["issuer"].as_str() {
             Some(issuer) if issuer == expected => {
-                found.push(finding(Verdict::Good, format!("The realm's issuer is {issuer}.")));
+                found.push(Finding::good(format!("The realm's issuer is {issuer}.")));
             }
-            other => found.push(finding(
-                Verdict::Bad,
-                format!(
+            // Keycloak without a fixed `hostname` names itself by the address it is asked at.
+            Some(issuer) if issuer == format!("{}/realms/{realm}", self.settings.url.trim_end_matches('/')) => {
+                found.push(Finding::warning(format!(
+                    "The realm calls itself {issuer} here and is expected to call itself {expected} towards applications: set Keycloak's `hostname`, so that it has one name."
+                )));
+            }
+            other => found.push(Finding::error(format!(
                     "The realm calls itself {}, the configuration says {expected}: no token would be believed. Correct `keycloak.public_url` or Keycloak's `hostname`.",
                     other.unwrap_or("nothing")
                 ),
@@ -148,16 +128,14 @@ impl Keycloak {
             .send("POST", &path, None, Body::Json(&body))
             .await;
         match answer.map(|answer| answer.status) {
-            Ok(401 | 403) => finding(Verdict::Good, "Nobody can register clients without a log-in."),
-            Ok(404 | 405) => finding(Verdict::Good, "This server has no registration of clients."),
-            Ok(400 | 201) => finding(
-                Verdict::Bad,
+            Ok(401 | 403) => Finding::good("Nobody can register clients without a log-in."),
+            Ok(404 | 405) => Finding::good("This server has no registration of clients."),
+            Ok(400 | 201) => Finding::error(
                 "ANYBODY can register clients in this realm, and each gets tokens: run `chandler bootstrap keycloak`.",
             ),
-            Ok(status) => finding(
-                Verdict::Warning,
-                format!("Whether strangers can register clients could not be seen (status {status})."),
-            ),
+            Ok(status) => Finding::warning(format!(
+                "Whether strangers can register clients could not be seen (status {status})."
+            )),
             Err(error) => failed("Registration of clients", &error),
         }
     }
@@ -207,27 +185,19 @@ impl Keycloak {
                 break;
             }
         }
-        found.push(finding(
-            Verdict::Good,
-            format!("Clients of bindings: {bindings}."),
-        ));
+        found.push(Finding::good(format!("Clients of bindings: {bindings}.")));
         if !strange.is_empty() {
-            found.push(finding(
-                Verdict::Bad,
-                format!(
+            found.push(Finding::error(format!(
                     "ALARM: clients named as the broker never names one, which could read other bindings' secrets: {}. Disable them, then find out who made them.",
                     some_of(&strange)
                 ),
             ));
         }
         if !others.is_empty() {
-            found.push(finding(
-                Verdict::Warning,
-                format!(
-                    "The realm has clients that are not the broker's: {}. It should be for bindings alone.",
-                    some_of(&others)
-                ),
-            ));
+            found.push(Finding::warning(format!(
+                "The realm has clients that are not the broker's: {}. It should be for bindings alone.",
+                some_of(&others)
+            )));
         }
     }
 
@@ -248,13 +218,10 @@ impl Keycloak {
             && let Ok(Value::Array(tokens)) = answer.json::<Value>()
             && !tokens.is_empty()
         {
-            found.push(finding(
-                Verdict::Warning,
-                format!(
-                    "Initial access tokens for registering clients exist in this realm: {}. Remove them.",
-                    tokens.len()
-                ),
-            ));
+            found.push(Finding::warning(format!(
+                "Initial access tokens for registering clients exist in this realm: {}. Remove them.",
+                tokens.len()
+            )));
         }
         let info = match self.admin.call("GET", "/admin/serverinfo", None).await {
             Ok(answer) if answer.status == 200 => answer.json::<Value>().unwrap_or_default(),
@@ -262,14 +229,16 @@ impl Keycloak {
         };
         let least = &self.settings.min_version;
         found.push(match info["systemInfo"]["version"].as_str() {
-            Some(version) if older(version, least) => finding(
-                Verdict::Warning,
-                format!("Keycloak {version} is older than {least}: update it."),
-            ),
-            Some(version) => finding(Verdict::Good, format!("Keycloak {version}.")),
-            None => finding(
-                Verdict::Warning,
-                format!(
+            Some(version) if older(version, least) => {
+                let text = format!("Keycloak {version} is older than {least}: update it.");
+                if self.settings.refuse_older {
+                    Finding::error(text)
+                } else {
+                    Finding::warning(text)
+                }
+            }
+            Some(version) => Finding::good(format!("Keycloak {version}.")),
+            None => Finding::warning(format!(
                     "Keycloak does not tell its version to the broker; make sure that it is {least} or later (`chandler bootstrap keycloak` sees it)."
                 ),
             ),
@@ -288,16 +257,13 @@ fn federation(info: &Value) -> Finding {
         .flatten()
         .find(|feature| feature["name"] == "CLIENT_AUTH_FEDERATED");
     match feature.map(|feature| feature["enabled"] == true) {
-        Some(true) => finding(
-            Verdict::Good,
-            "Service accounts of the cluster can log in (client-auth-federated is on).",
-        ),
-        Some(false) => finding(
-            Verdict::Bad,
+        Some(true) => {
+            Finding::good("Service accounts of the cluster can log in (client-auth-federated is on).")
+        }
+        Some(false) => Finding::error(
             "`keycloak.kubernetes_provider` is set, but this Keycloak has the feature client-auth-federated off.",
         ),
-        None => finding(
-            Verdict::Warning,
+        None => Finding::warning(
             "Whether this Keycloak has the feature client-auth-federated, which `keycloak.kubernetes_provider` needs, could not be seen.",
         ),
     }
@@ -326,29 +292,20 @@ fn roles_of(token: &str) -> PortResult<Vec<String>> {
 fn judged(client_id: &str, roles: Vec<String>) -> Finding {
     let wanted = format!("realm-management/{ROLE}");
     if !roles.contains(&wanted) {
-        return finding(
-            Verdict::Bad,
-            format!(
-                "{client_id} gets in, but may not make clients: it lacks {wanted}. Run `chandler bootstrap keycloak`."
-            ),
-        );
+        return Finding::error(format!(
+            "{client_id} gets in, but may not make clients: it lacks {wanted}. Run `chandler bootstrap keycloak`."
+        ));
     }
     let surplus: Vec<_> = roles.into_iter().filter(|role| *role != wanted).collect();
     if surplus.is_empty() {
-        finding(
-            Verdict::Good,
-            format!(
-                "{client_id} gets in with the role {ROLE} and no other. That amounts to administrator of this realm, so nothing else may live in it."
-            ),
-        )
+        Finding::good(format!(
+            "{client_id} gets in with the role {ROLE} and no other. That amounts to administrator of this realm, so nothing else may live in it."
+        ))
     } else {
-        finding(
-            Verdict::Warning,
-            format!(
-                "{client_id} has rights it does not need: {}. `chandler bootstrap keycloak` takes them away.",
-                some_of(&surplus)
-            ),
-        )
+        Finding::warning(format!(
+            "{client_id} has rights it does not need: {}. `chandler bootstrap keycloak` takes them away.",
+            some_of(&surplus)
+        ))
     }
 }
 
@@ -369,6 +326,7 @@ fn some_of(names: &[String]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::ports::Grade;
 
     #[test]
     fn versions_are_compared_number_by_number() {
@@ -401,17 +359,13 @@ mod tests {
             "realm_access": {"roles": ["admin"]},
         });
         let none = json!({"realm_access": {"roles": ["manage-clients"]}});
-        for (claims, verdict, said) in [
-            (one, Verdict::Good, "amounts to administrator"),
-            (
-                more,
-                Verdict::Warning,
-                "realm-management/manage-users, realm/admin",
-            ),
-            (none, Verdict::Bad, "lacks realm-management/manage-clients"),
+        for (claims, grade, said) in [
+            (one, Grade::Good, "amounts to administrator"),
+            (more, Grade::Warning, "realm-management/manage-users, realm/admin"),
+            (none, Grade::Error, "lacks realm-management/manage-clients"),
         ] {
             let found = judged("osb-broker", roles_of(&token(&claims)).unwrap());
-            assert_eq!(found.verdict, verdict);
+            assert_eq!(found.grade, grade);
             assert!(found.text.contains(said), "{}", found.text);
         }
         assert!(roles_of("opaque").is_err());

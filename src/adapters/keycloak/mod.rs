@@ -20,7 +20,7 @@ mod setup;
 mod tests;
 mod token;
 
-pub use check::{Finding, Verdict};
+pub use check::Look;
 pub use setup::{BrokerProof, Done, Operator, Plan, Setup, Step};
 pub use token::{Key, Proof, ReadSecret};
 
@@ -70,6 +70,8 @@ pub struct KeycloakSettings {
     pub request_time: Duration,
     /// Lowest version without a warning, such as `26.6`.
     pub min_version: String,
+    /// An older one is an error instead of a warning.
+    pub refuse_older: bool,
 }
 
 impl KeycloakSettings {

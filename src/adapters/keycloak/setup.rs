@@ -58,6 +58,8 @@ pub struct Plan {
     pub kubernetes: Option<(String, String)>,
     /// Lowest version without a warning.
     pub min_version: String,
+    /// An older one is refused instead.
+    pub refuse_older: bool,
 }
 
 /// One step of a [`Plan`] on a server that has nothing of it yet.
@@ -117,9 +119,7 @@ impl Plan {
             body: role.clone(),
         });
         steps.push(Step {
-            title: format!(
-                "It has that role. This amounts to administrator of this realm: who may make clients may give them any role of it."
-            ),
+            title: "It has that role. This amounts to administrator of this realm: who may make clients may give them any role of it.".into(),
             method: "POST",
             path: format!("{realm}/users/{{service account of broker}}/role-mappings/clients/{{{ADMINISTRATION}}}"),
             body: role,
@@ -285,14 +285,18 @@ impl Setup {
         }
         let info: Value = info.json()?;
         if let Some(version) = info["systemInfo"]["version"].as_str() {
-            tell(if older(version, &plan.min_version) {
-                Done::Warning(format!(
-                    "Keycloak {version} is older than {}; update it before bindings depend on it.",
-                    plan.min_version
-                ))
-            } else {
-                Done::Had(format!("Keycloak {version}"))
-            });
+            if !older(version, &plan.min_version) {
+                tell(Done::Had(format!("Keycloak {version}")));
+                return Ok(());
+            }
+            let why = format!(
+                "Keycloak {version} is older than {}; update it before bindings depend on it.",
+                plan.min_version
+            );
+            if plan.refuse_older {
+                return Err(PortError::invalid(why));
+            }
+            tell(Done::Warning(why));
         }
         Ok(())
     }
@@ -402,7 +406,7 @@ impl Setup {
             }
             None => {
                 self.write("POST", &path, &wanted, "turn off registration")
-                    .await?
+                    .await?;
             }
         }
         tell(Done::Changed(format!("{name}: turned off")));
@@ -612,6 +616,7 @@ mod tests {
             proof: BrokerProof::Secret("<content of FILE>".into()),
             kubernetes: Some(("cluster".into(), "https://kubernetes.default.svc".into())),
             min_version: "26.6".into(),
+            refuse_older: false,
         };
         let steps = plan.steps();
         assert_eq!(steps.len(), 7);

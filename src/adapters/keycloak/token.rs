@@ -8,6 +8,7 @@
 use super::http::{Body, Http, encoded};
 use crate::domain::instance::Millis;
 use crate::ports::{Clock, PortError, PortResult};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use jsonwebtoken::jwk::{Jwk, ThumbprintHash};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use secrecy::{ExposeSecret, SecretString};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 /// How long before its end a token is not used any more.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -211,6 +213,21 @@ pub struct Key {
 }
 
 impl Key {
+    /// A new key in PEM form: P-256, PKCS #8.
+    pub fn generate() -> PortResult<String> {
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+            .map_err(|_| PortError::transient("The system makes no key; try again."))?;
+        let text = Zeroizing::new(data_encoding::BASE64.encode(der.as_ref()));
+        let mut pem = "-----BEGIN PRIVATE KEY-----\n".to_owned();
+        for line in text.as_bytes().chunks(64) {
+            pem.extend(line.iter().map(|byte| char::from(*byte)));
+            pem.push('\n');
+        }
+        pem.push_str("-----END PRIVATE KEY-----\n");
+        Ok(pem)
+    }
+
     /// Reads a key in PEM form and finds out its kind.
     pub fn read(read: &ReadSecret) -> PortResult<Self> {
         let pem = read_secret(read)?;
@@ -286,9 +303,7 @@ mod tests {
         use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
         use aws_lc_rs::rand::SystemRandom;
         use aws_lc_rs::rsa::{KeyPair, KeySize};
-        use aws_lc_rs::signature::{
-            ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair,
-        };
+        use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, Ed25519KeyPair};
         let random = SystemRandom::new();
         let rsa = KeyPair::generate(KeySize::Rsa2048).unwrap();
         let rsa: Pkcs8V1Der = rsa.as_der().unwrap();

@@ -37,6 +37,7 @@ fn keycloak_with(fake: &Fake, proof: Proof) -> Keycloak {
         kubernetes_provider: None,
         request_time: Duration::from_millis(700),
         min_version: "26.6".into(),
+        refuse_older: false,
     };
     Keycloak::new(settings, Arc::new(Noon)).unwrap()
 }
