@@ -2,6 +2,7 @@
 
 pub mod catalog;
 mod clock;
+mod keycloak;
 mod platforms;
 mod provisioner;
 mod rows;
@@ -10,6 +11,7 @@ mod server;
 mod vault;
 
 pub use clock::{SystemClock, random_token};
+pub use keycloak::{keycloak, keycloak_settings};
 pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
 pub use secrets::RoutedSecrets;
@@ -22,12 +24,13 @@ use crate::adapters::credentials::nats::Nats;
 use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
+use crate::adapters::keycloak::Keycloak;
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::domain::delivery::Delivery;
 use crate::engine::{Drift, Engine, PlatformWays, Ports, Settings};
-use crate::ports::{BindingVault, Clock, CredentialMechanism, SecretStore};
+use crate::ports::{BindingIdentity, BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -69,6 +72,8 @@ pub struct Assembled {
     pub sealed: Arc<SealedStore<SqlRows>>,
     /// The vault, where one is configured.
     pub vault: Option<Arc<Vault>>,
+    /// Keycloak, where one is configured.
+    pub keycloak: Option<Arc<Keycloak>>,
 }
 
 /// Makes one TLS provider the process's own; must run before any TLS is spoken.
@@ -156,6 +161,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         SqlRows::new(store.clone(), clock.clone()),
     ));
     let vault = vault::vault(config, clock.clone())?;
+    let keycloak = keycloak::keycloak(config, &clock)?;
     let in_vault = config
         .vault
         .as_ref()
@@ -169,7 +175,9 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
     };
     let ports = Ports {
         provisioner: provisioner.port(),
-        identity: None,
+        identity: keycloak
+            .clone()
+            .map(|keycloak| keycloak as Arc<dyn BindingIdentity>),
         vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
         projection: provisioner.projection(),
         mechanisms: mechanisms(&clock),
@@ -186,6 +194,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         provisioner,
         sealed,
         vault,
+        keycloak,
     })
 }
 

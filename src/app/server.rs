@@ -1,6 +1,9 @@
 //! One running process: listeners, runner, sweep, reloads; and how it ends.
 
-use super::{Assembled, Role, assemble, catalog, install_tls_provider, platforms, vault as vaults};
+use super::{
+    Assembled, Role, assemble, catalog, install_tls_provider, keycloak as keycloaks, platforms,
+    vault as vaults,
+};
 use crate::config::{Config, DeletedLastOperation, Tls};
 use crate::engine::{Engine, Runner, Sweeper};
 use crate::http::{self, DeletedAnswer, MissingVersion};
@@ -39,6 +42,7 @@ pub async fn serve(
         engine,
         provisioner,
         vault,
+        keycloak,
         ..
     } = assemble(&config, role).await?;
     let state = Arc::new(http::State::new(
@@ -71,6 +75,9 @@ pub async fn serve(
         if let Some(vault) = vault {
             engine.hold_back("vault", Some("The vault has not been looked at yet.".to_owned()));
             work.spawn(vaults::watch(vault, engine.clone(), stop.clone()));
+        }
+        if let Some(keycloak) = keycloak {
+            work.spawn(keycloaks::watch(keycloak, engine.clone(), stop.clone()));
         }
     }
     work.spawn(catalog::watch(

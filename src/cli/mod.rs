@@ -1,6 +1,7 @@
 //! The command line: what a person can ask of the program, each answer meant to be read.
 
 mod bootstrap;
+mod bootstrap_keycloak;
 mod catalog;
 mod dev;
 mod doctor;
