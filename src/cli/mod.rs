@@ -1,5 +1,6 @@
 //! The command line: what a person can ask of the program, each answer meant to be read.
 
+mod audit;
 mod bootstrap;
 mod bootstrap_keycloak;
 mod catalog;
@@ -58,6 +59,9 @@ enum Command {
     /// Service instances.
     #[command(subcommand)]
     Instances(operators::InstancesCommand),
+    /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Look at this machine or cluster and at the servers around: what can be provisioned, what is missing, what to do.
     Doctor(Where),
     /// Print, or make, what the broker needs in the servers around it.
@@ -226,6 +230,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
+        Command::Audit(command) => audit::run(command).await,
         Command::Doctor(place) => doctor::run(&place).await,
         Command::Bootstrap(command) => bootstrap::run(command).await,
         Command::Probe(args) => probe::run(args).await,

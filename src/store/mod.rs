@@ -4,6 +4,7 @@
 //! begin a transaction on each database and where group commit lives. Rows are the truth; nothing
 //! is cached here.
 
+mod audit;
 mod operations;
 mod resources;
 mod rows;
@@ -115,6 +116,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("../../migrations/0002_kept_volumes.sql"),
     ),
     (3, "delivery", include_str!("../../migrations/0003_delivery.sql")),
+    (4, "audit", include_str!("../../migrations/0004_audit.sql")),
 ];
 
 fn migrator() -> Migrator {

@@ -210,6 +210,8 @@ impl Tx {
         .bind(now)
         .execute(&mut *self.connection)
         .await?;
+        self.audit_end(id, OperationState::Superseded.as_str(), now)
+            .await?;
         self.event(id, now, "", "superseded", why).await
     }
 
@@ -482,8 +484,12 @@ impl Store {
                     }
                 }
                 if f.bindings_gone {
+                    tx.audit_all_ended(&claimed, now).await?;
                     tx.bindings_gone(&claimed.instance.iid, f.look_again.at(), now)
                         .await?;
+                }
+                if !matches!(claimed.operation.kind, OperationKind::Provision | OperationKind::Update) {
+                    tx.audit_end(&claimed.operation.id, f.state.as_str(), now).await?;
                 }
                 tx.event(&claimed.operation.id, now, &f.step, "finished", &f.description)
                     .await?;
