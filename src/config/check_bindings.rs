@@ -12,7 +12,10 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     if let Some(k) = &config.keycloak {
         keycloak(k, found);
         if config.vault.is_none() {
-            found.refuse("keycloak", "needs `vault`: a binding's client is for fetching its secret there; set both or neither");
+            found.refuse(
+                "keycloak",
+                "needs `vault`: a binding's client is for fetching its secret there; set both or neither",
+            );
         }
     }
     if config.vault.is_some() && config.keycloak.is_none() {
@@ -20,7 +23,12 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     }
     ways("bindings.delivery", &config.bindings.delivery, config, found);
     for (index, platform) in config.platforms.iter().enumerate() {
-        ways(&format!("platforms.{index}.delivery"), &platform.delivery, config, found);
+        ways(
+            &format!("platforms.{index}.delivery"),
+            &platform.delivery,
+            config,
+            found,
+        );
     }
     for name in config.bindings.secret_namespaces.keys() {
         if !config.platforms.iter().any(|p| &p.name == name) {

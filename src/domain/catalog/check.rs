@@ -2,7 +2,7 @@
 //! (osb-rules §18), and what the engine relies on.
 
 use super::load::{Loaded, Problems};
-use super::{Plan, Schema, raw};
+use super::{Plan, Schema, mechanism, raw};
 use crate::domain::params;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -451,6 +451,11 @@ fn binding(one: &Loaded<'_>, problems: &mut Problems) {
             format!("process.yaml has no port `{}`", binding.endpoint),
         );
     }
+    for member in mechanism::literal_settings(&binding.mechanism) {
+        if let Some(value) = binding.settings.source().get(member) {
+            literal(value, &format!("settings.{member}"), &file, problems);
+        }
+    }
     let credentials = binding.credentials.source();
     if !credentials.get("type").is_some_and(Value::is_string) {
         problems.add(
@@ -496,6 +501,28 @@ fn binding(one: &Loaded<'_>, problems: &mut Problems) {
                 );
             }
         }
+    }
+}
+
+/// Nothing in `value` may be an expression: it would be filled in before the mechanism could quote what it gives.
+fn literal(value: &Value, path: &str, file: &str, problems: &mut Problems) {
+    match value {
+        Value::String(text) if text.contains("${") => problems.add(
+            file,
+            path,
+            "must hold no `${…}`: name what it gives in `settings.values`, and write a hole such as `{name}` here",
+        ),
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                literal(item, &format!("{path}[{i}]"), file, problems);
+            }
+        }
+        Value::Object(members) => {
+            for (name, item) in members {
+                literal(item, &format!("{path}.{name}"), file, problems);
+            }
+        }
+        _ => {}
     }
 }
 
