@@ -20,10 +20,12 @@ pub use vault::{VaultSetupOptions, vault, vault_settings, vault_setup};
 
 use crate::adapters::credentials::cassandra::Cassandra;
 use crate::adapters::credentials::couchdb::CouchDb;
+use crate::adapters::credentials::http::Http;
 use crate::adapters::credentials::nats::Nats;
 use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
+use crate::adapters::credentials::statements::Statements;
 use crate::adapters::keycloak::Keycloak;
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::adapters::vault::{InstanceSecrets, Vault};
@@ -127,13 +129,15 @@ pub type Mechanisms = BTreeMap<String, Arc<dyn CredentialMechanism>>;
 
 /// The credential mechanisms there are.
 pub fn mechanisms(clock: &Arc<dyn Clock>) -> Mechanisms {
-    let all: [Arc<dyn CredentialMechanism>; 6] = [
+    let all: [Arc<dyn CredentialMechanism>; 8] = [
         Arc::new(Sql),
         Arc::new(Redis),
         Arc::new(Nats::new(clock.clone())),
         Arc::new(S3::new(clock.clone())),
         Arc::new(Cassandra),
         Arc::new(CouchDb::new()),
+        Arc::new(Statements),
+        Arc::new(Http::new()),
     ];
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
 }

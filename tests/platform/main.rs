@@ -24,6 +24,9 @@ mod minio;
 #[allow(dead_code, reason = "each test target uses a part")]
 mod s3_client;
 mod servers;
+#[path = "../real/services.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod services;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
