@@ -12,7 +12,7 @@ use crate::domain::params;
 use crate::domain::secret::Secret;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;

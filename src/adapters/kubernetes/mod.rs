@@ -53,7 +53,7 @@ use client::Cluster;
 use forward::Forwards;
 use kinds::{Kinds, Resource};
 use notes::Notes;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use stir::Stir;

@@ -49,7 +49,7 @@ fn refused(refused: Refusal, place: &SecretPlace) -> PortError {
     // 409: its labels are another's; 422: its type is.
     match refused.status {
         409 | 422 => PortError::denied(format!(
-            "The Secret {name} in namespace {namespace} is somebody else's and was left alone. Remove it, or choose another name with parameters.secret_name."
+            "The Secret {name} in namespace {namespace} is somebody else's and was left alone. Remove or rename it, then bind again."
         )),
         404 => PortError::invalid(format!("There is no namespace {namespace}.")),
         _ => refused.into(),
