@@ -1,7 +1,11 @@
 //! The command line: what a person can ask of the program, each answer meant to be read.
 
+mod audit;
+mod bootstrap;
+mod bootstrap_keycloak;
 mod catalog;
 mod dev;
+mod doctor;
 mod operators;
 mod probe;
 mod rbac;
@@ -55,8 +59,14 @@ enum Command {
     /// Service instances.
     #[command(subcommand)]
     Instances(operators::InstancesCommand),
-    /// Look at this machine: what can be provisioned, what is missing, what to do.
+    /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Look at this machine or cluster and at the servers around: what can be provisioned, what is missing, what to do.
     Doctor(Where),
+    /// Print, or make, what the broker needs in the servers around it.
+    #[command(subcommand)]
+    Bootstrap(bootstrap::BootstrapCommand),
     /// Ask a running broker, as a platform would, whether it is ready and what it offers.
     Probe(probe::ProbeArgs),
     /// Print the rights the broker needs in a Kubernetes cluster, and the policy that bounds them.
@@ -220,7 +230,9 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
-        Command::Doctor(place) => operators::doctor(&place).await,
+        Command::Audit(command) => audit::run(command).await,
+        Command::Doctor(place) => doctor::run(&place).await,
+        Command::Bootstrap(command) => bootstrap::run(command).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),

@@ -229,7 +229,7 @@ fn all_errors_come_at_once_each_with_its_path() {
         "name that file in `password_file`",
         "(set by CHANDLER__ENGINE__WORKERS)",
         "chmod 600",
-        "extra: unknown setting; known here: catalog, engine,",
+        "extra: unknown setting; known here: bindings, catalog, engine,",
     ] {
         assert!(report.contains(sentence), "{sentence}\n{report}");
     }

@@ -5,6 +5,7 @@
 
 use super::binding_steps::first;
 use super::{Engine, millis};
+use crate::domain::audit::{Action, Cause, Event};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::catalog::Plan;
 use crate::domain::decide::{self, BindDecision, BindingNow, UnbindDecision};
@@ -51,6 +52,10 @@ impl Engine {
         let (platform, request_id) = (caller.platform.clone(), caller.request_id.clone());
         let waits = !request.accepts_incomplete;
         let (instance_id, binding_id) = (request.instance_id.clone(), request.binding_id.clone());
+        let asked = Event::asked(caller, Action::Bind, &instance_id, &binding_id, now)
+            .after(predecessor.as_deref())
+            .by(&operation_id);
+        let own = operation_id.clone();
         let request = Arc::new(request);
         let ways = self.ways(&platform);
         let step = {
@@ -64,6 +69,7 @@ impl Engine {
                 let (operation_id, request_id) = (operation_id.clone(), request_id.clone());
                 let (platform, predecessor) = (platform.clone(), predecessor.clone());
                 let (ways, step) = (ways.clone(), step.clone());
+                let asked = asked.clone();
                 Box::pin(async move {
                     let instance = tx.instance_now(&iid).await?;
                     let found = tx.binding_now(&bid).await?;
@@ -138,6 +144,7 @@ impl Engine {
                         request_id,
                     })
                     .await?;
+                    tx.audit(asked);
                     Ok(Written::Working(operation_id))
                 })
             })
@@ -153,6 +160,10 @@ impl Engine {
                         operation: id,
                         body: BindingView::default(),
                     }),
+                    // What the bind itself answers is told by its own events.
+                    Some(()) if id == own => Ok(Outcome::Created(
+                        self.ready_binding(caller, &instance_id, &binding_id).await?,
+                    )),
                     Some(()) => Ok(Outcome::Created(
                         self.fetch_binding(caller, &instance_id, &binding_id).await?,
                     )),
@@ -170,6 +181,8 @@ impl Engine {
         let bid = names::bid(&caller.platform, &request.instance_id, &binding_id);
         let operation_id = (self.ports.new_id)();
         let request_id = caller.request_id.clone();
+        let asked =
+            Event::asked(caller, Action::Unbind, &request.instance_id, &binding_id, now).by(&operation_id);
         let waits = !request.accepts_incomplete;
         let request = Arc::new(request);
         let step = {
@@ -182,6 +195,7 @@ impl Engine {
                 let (served, request, iid, bid) = (served.clone(), request.clone(), iid.clone(), bid.clone());
                 let (operation_id, request_id, step) =
                     (operation_id.clone(), request_id.clone(), step.clone());
+                let asked = asked.clone();
                 Box::pin(async move {
                     let instance = tx.instance_now(&iid).await?;
                     let found = tx.binding_now(&bid).await?;
@@ -221,6 +235,7 @@ impl Engine {
                         request_id,
                     })
                     .await?;
+                    tx.audit(asked);
                     Ok((operation_id, supersede))
                 })
             })
@@ -256,7 +271,11 @@ impl Engine {
     /// Opens a revocation the broker wants itself: of an expired binding, or of what a failed one left behind.
     ///
     /// False when something else is at work on the binding or it changed meanwhile.
-    pub(super) async fn revoke_by_ourselves(self: &Arc<Self>, seen: &Binding) -> Result<bool, Fail> {
+    pub(super) async fn revoke_by_ourselves(
+        self: &Arc<Self>,
+        seen: &Binding,
+        cause: Cause,
+    ) -> Result<bool, Fail> {
         let served = self.served();
         let now = self.now();
         let operation_id = (self.ports.new_id)();
@@ -269,11 +288,15 @@ impl Engine {
                 Box::pin(async move {
                     let instance = tx.instance_now(&seen.iid).await?;
                     let there: Option<BindingNow> = tx.binding_now(&seen.bid).await?;
-                    let free = instance.is_some_and(|i| i.open.is_none())
-                        && there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state);
-                    if !free {
+                    let Some(instance) = instance.filter(|i| i.open.is_none()) else {
+                        return Ok(false);
+                    };
+                    if !there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state) {
                         return Ok(false);
                     }
+                    tx.audit(
+                        Event::ordered(cause, &seen, &instance.instance.instance_id, now).by(&operation_id),
+                    );
                     let state = if seen.state == BindingState::Failed {
                         BindingState::Failed
                     } else {

@@ -1,7 +1,8 @@
 //! Queries: GET instance, GET binding, last_operation. Reads only; what a binding's answer needs from outside is in
-//! `answer`.
+//! `answer`. Nothing is written but the event that tells of credentials given out.
 
 use super::Engine;
+use crate::domain::audit::{Action, Event};
 use crate::domain::binding::BindingState;
 use crate::domain::error::Error;
 use crate::domain::instance::InstanceState;
@@ -32,8 +33,26 @@ impl Engine {
         }
     }
 
-    /// GET binding (osb-rules §11).
+    /// GET binding (osb-rules §11). Credentials are given out only once that is recorded (ADR 0019).
     pub async fn fetch_binding(
+        &self,
+        caller: &Caller,
+        instance_id: &str,
+        binding_id: &str,
+    ) -> Result<BindingView, Error> {
+        let view = self.ready_binding(caller, instance_id, binding_id).await?;
+        let read = Event::asked(caller, Action::Read, instance_id, binding_id, self.now());
+        self.store.audit(read).await.map_err(|fail| {
+            Error::unavailable(
+                "The broker cannot record at the moment that these credentials are read, and does not give them out unrecorded; try again later.",
+            )
+            .with_internal(fail.to_string())
+        })?;
+        Ok(view)
+    }
+
+    /// What GET binding tells, unrecorded: for who records it otherwise.
+    pub(super) async fn ready_binding(
         &self,
         caller: &Caller,
         instance_id: &str,

@@ -5,6 +5,7 @@
 
 use super::instance_steps::{Here, destroy_secrets, reference, target};
 use super::{Drift, Engine, millis, rotation_steps};
+use crate::domain::audit::Cause;
 use crate::domain::binding::{Binding, BindingState, UserState};
 use crate::domain::delivery::Delivery;
 use crate::domain::error::Error;
@@ -128,10 +129,10 @@ impl Sweeper {
         let now = engine.now();
         let mut report = SweepReport::default();
         for binding in engine.store.expired_bindings(now, PAGE).await? {
-            report.expired += usize::from(engine.revoke_by_ourselves(&binding).await?);
+            report.expired += usize::from(engine.revoke_by_ourselves(&binding, Cause::Expiry).await?);
         }
         for binding in engine.store.residual_bindings(now - millis(REST), PAGE).await? {
-            report.residual += usize::from(engine.revoke_by_ourselves(&binding).await?);
+            report.residual += usize::from(engine.revoke_by_ourselves(&binding, Cause::Residue).await?);
         }
         for binding in engine.store.bindings_with_users_due(now, PAGE).await? {
             report.retired += usize::from(engine.look_after_users(&binding).await?);
@@ -201,7 +202,7 @@ impl Sweeper {
             };
             for binding in bindings.iter().filter(is_there) {
                 warn!(%iid, bid = %binding.bid, "the user of a binding that has ended is there again; revoking it");
-                report.strays += usize::from(engine.revoke_by_ourselves(binding).await?);
+                report.strays += usize::from(engine.revoke_by_ourselves(binding, Cause::Residue).await?);
             }
         }
         Ok(report)

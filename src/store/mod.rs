@@ -4,6 +4,7 @@
 //! begin a transaction on each database and where group commit lives. Rows are the truth; nothing
 //! is cached here.
 
+mod audit;
 mod operations;
 mod resources;
 mod rows;
@@ -11,7 +12,7 @@ mod secrets;
 mod users;
 mod write;
 
-pub use operations::{Advance, Claimed, Finish, LookAgain, NewOperation, OperationRow, Progress};
+pub use operations::{Advance, Claimed, Finish, Lease, LookAgain, NewOperation, OperationRow, Progress};
 pub use users::UserChange;
 pub use write::{Fail, Tx, TxFuture};
 
@@ -115,6 +116,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("../../migrations/0002_kept_volumes.sql"),
     ),
     (3, "delivery", include_str!("../../migrations/0003_delivery.sql")),
+    (4, "audit", include_str!("../../migrations/0004_audit.sql")),
 ];
 
 fn migrator() -> Migrator {

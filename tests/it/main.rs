@@ -8,6 +8,7 @@
 )]
 
 mod architecture;
+mod audit;
 mod conformance;
 mod crash;
 mod delivery;

@@ -1,4 +1,5 @@
-//! Credential mechanisms against servers that no Debian package brings: MinIO, Cassandra, a CouchDB-compatible one.
+//! Credential mechanisms and adapters against servers that no Debian package brings: MinIO, Cassandra, a CouchDB-compatible
+//! one, Vault.
 //!
 //! Not part of `make test`: `make test-real` runs it. Each test starts its server on loopback in a directory of its
 //! own and kills it when its guard drops. Where a server's program is missing the test fails and says how to get it.
@@ -23,6 +24,10 @@ mod minio;
 #[allow(dead_code, reason = "each test target uses a part")]
 mod s3_client;
 mod servers;
+#[path = "../real/services.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod services;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
+mod vault;
