@@ -360,6 +360,33 @@ fn insecure_and_senseless_settings_are_refused() {
 }
 
 #[test]
+fn a_vault_needs_names_that_can_stand_in_a_path() {
+    let room = Room::new();
+    let with = |vault: &str| {
+        let more = format!(
+            "vault: {{address: \"https://vault:8200\", {vault}}}\n\
+             keycloak: {{url: \"https://kc\", client_secret_file: password}}\n"
+        );
+        room.load(&least(&more), &[])
+    };
+    assert_eq!(
+        paths(&with("login: {mount: team/kubernetes}")),
+        Vec::<&str>::new()
+    );
+    for (vault, path) in [
+        ("login: {mount: ../sys}", "vault.login.mount"),
+        ("login: {role: a/b}", "vault.login.role"),
+        ("jwt_role: \"../x\"", "vault.jwt_role"),
+        ("internal_mount: osb", "vault.internal_mount"),
+        ("min_vault: newest", "vault.min_vault"),
+        ("public_address: \"http://vault\"", "vault.public_address"),
+        ("login: {wrapped: true}", "vault.login.wrapped"),
+    ] {
+        assert_eq!(paths(&with(vault)), [path], "{vault}");
+    }
+}
+
+#[test]
 fn what_is_meant_is_allowed_and_warned_about() {
     let room = Room::new();
     room.secret("group", "correct horse battery", 0o640);

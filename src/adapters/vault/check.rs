@@ -8,7 +8,7 @@ use super::fault::{self, Health};
 use super::http::Request;
 use super::login::bytes;
 use super::policy::{self, Ban, Rule};
-use crate::ports::{Finding, PortResult};
+use crate::ports::{Finding, PortErrorKind, PortResult};
 use serde_json::{Value, json};
 
 /// Who looks.
@@ -184,7 +184,17 @@ impl Vault {
             .collect();
         let body = bytes(json!({"paths": paths}))?;
         let request = Request::post("sys/capabilities-self", &body);
-        let answer = self.session.call(request).await?;
+        let answer = match self.session.call(request).await {
+            Err(why) if why.kind == PortErrorKind::Denied => {
+                return Ok(vec![Finding::error(format!(
+                    "The broker may not even ask for its rights: its token lacks the policy {} ({}); \
+                     `chandler bootstrap vault` makes policy and role.",
+                    policy::broker_name(&self.settings),
+                    why.detail
+                ))]);
+            }
+            answer => answer?,
+        };
         if !answer.is_success() {
             return Err(fault::refusal(&self.session.http, &request, &answer).await);
         }

@@ -67,7 +67,11 @@ fn read_secret(file: &Path) -> Result<SecretString, String> {
 }
 
 fn vault_at(address: &str, login: LogIn) -> Vault {
-    let settings = VaultSettings {
+    Vault::new(settings(address, login), Arc::new(Noon)).unwrap()
+}
+
+fn settings(address: &str, login: LogIn) -> VaultSettings {
+    VaultSettings {
         address: address.to_owned(),
         public_address: "https://vault.example.com/".to_owned(),
         namespace: None,
@@ -85,8 +89,7 @@ fn vault_at(address: &str, login: LogIn) -> Vault {
             openbao: "2.6.2".to_owned(),
             refuse_older: false,
         },
-    };
-    Vault::new(settings, Arc::new(Noon)).unwrap()
+    }
 }
 
 /// A name of ours that ends with `number`.
@@ -332,6 +335,24 @@ async fn a_redirect_is_never_followed() {
         "{error:?}"
     );
     assert!(elsewhere.seen().is_empty(), "the token stays with its server");
+}
+
+#[tokio::test]
+async fn endless_answers_are_cut() {
+    let scene = Scene::new().await;
+    let patient = VaultSettings {
+        request_limit: Duration::from_secs(20),
+        ..settings(&scene.fake.address, scene.app_role(false))
+    };
+    let vault = Vault::new(patient, Arc::new(Noon)).unwrap();
+    vault.keep_logged_in().await.unwrap();
+    let endless = json!({"data": {"keys": ["x".repeat(17 * 1024 * 1024)]}});
+    scene.fake.fail("GET osb", Fault::Answer(200, endless));
+    let error = vault.generation(&binding(1)).await.unwrap_err();
+    assert!(
+        error.kind == PortErrorKind::Invalid && error.message.contains("larger"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
