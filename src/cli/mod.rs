@@ -9,6 +9,7 @@ mod doctor;
 mod operators;
 mod probe;
 mod rbac;
+mod reconcile;
 
 use crate::app::{self, Role};
 use crate::config::{self, Config};
@@ -62,6 +63,8 @@ enum Command {
     /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Compare bindings with the clients, secrets and users that are there; changes nothing unless told to.
+    Reconcile(reconcile::ReconcileArgs),
     /// Look at this machine or cluster and at the servers around: what can be provisioned, what is missing, what to do.
     Doctor(Where),
     /// Print, or make, what the broker needs in the servers around it.
@@ -231,6 +234,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Audit(command) => audit::run(command).await,
+        Command::Reconcile(args) => reconcile::run(args).await,
         Command::Doctor(place) => doctor::run(&place).await,
         Command::Bootstrap(command) => bootstrap::run(command).await,
         Command::Probe(args) => probe::run(args).await,

@@ -43,6 +43,8 @@ pub enum Action {
     Unbind,
     /// The broker or its operator ended access.
     Revoke,
+    /// An operator had access put back that was recorded and was not there.
+    Repair,
 }
 
 impl Action {
@@ -54,6 +56,7 @@ impl Action {
             Self::Read => "read",
             Self::Unbind => "unbind",
             Self::Revoke => "revoke",
+            Self::Repair => "repair",
         }
     }
 }
@@ -69,6 +72,8 @@ pub enum Cause {
     Expiry,
     /// Something was left of a binding that had ended.
     Residue,
+    /// The time was over that credentials go on working after they were rotated.
+    Grace,
     /// An operator's command.
     Operator,
 }
@@ -81,6 +86,7 @@ impl Cause {
             Self::Deprovision => "deprovision",
             Self::Expiry => "expiry",
             Self::Residue => "residue",
+            Self::Grace => "grace",
             Self::Operator => "operator",
         }
     }
@@ -172,6 +178,21 @@ impl Event {
             instance: binding.iid.clone(),
             binding: binding.bid.clone(),
             ..Self::asked(&caller, Action::Revoke, instance_id, &binding.binding_id, at)
+        }
+    }
+
+    /// An operator has something put right that no operation does: `instance` and `binding` are the broker's names, and
+    /// what the rows do not know is empty.
+    pub fn mended(action: Action, platform: &str, instance: &str, binding: &str, at: Millis) -> Self {
+        let caller = Caller {
+            platform: platform.to_owned(),
+            ..Caller::default()
+        };
+        Self {
+            cause: Cause::Operator.as_str().to_owned(),
+            instance: instance.to_owned(),
+            binding: binding.to_owned(),
+            ..Self::asked(&caller, action, "", "", at)
         }
     }
 

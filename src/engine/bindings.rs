@@ -162,7 +162,7 @@ impl Engine {
                     }),
                     // What the bind itself answers is told by its own events.
                     Some(()) if id == own => Ok(Outcome::Created(
-                        self.ready_binding(caller, &instance_id, &binding_id).await?,
+                        self.unrecorded_binding(caller, &instance_id, &binding_id).await?,
                     )),
                     Some(()) => Ok(Outcome::Created(
                         self.fetch_binding(caller, &instance_id, &binding_id).await?,

@@ -12,12 +12,14 @@ mod instance_steps;
 mod instances;
 mod outside;
 mod queries;
+mod reconcile;
 mod retained;
 mod rotation;
 mod rotation_steps;
 mod runner;
 mod sweep;
 
+pub use reconcile::{Done, Finding, Kind, Mend, Reconciler, Report};
 pub use runner::{CANCELLED, Runner};
 pub use sweep::{SweepReport, Sweeper};
 

@@ -40,7 +40,7 @@ impl Engine {
         instance_id: &str,
         binding_id: &str,
     ) -> Result<BindingView, Error> {
-        let view = self.ready_binding(caller, instance_id, binding_id).await?;
+        let view = self.unrecorded_binding(caller, instance_id, binding_id).await?;
         let read = Event::asked(caller, Action::Read, instance_id, binding_id, self.now());
         self.store.audit(read).await.map_err(|fail| {
             Error::unavailable(
@@ -52,7 +52,7 @@ impl Engine {
     }
 
     /// What GET binding tells, unrecorded: for who records it otherwise.
-    pub(super) async fn ready_binding(
+    pub(super) async fn unrecorded_binding(
         &self,
         caller: &Caller,
         instance_id: &str,

@@ -6,6 +6,7 @@
 
 mod audit;
 mod operations;
+mod reconcile;
 mod resources;
 mod rows;
 mod secrets;
@@ -13,6 +14,7 @@ mod users;
 mod write;
 
 pub use operations::{Advance, Claimed, Finish, Lease, LookAgain, NewOperation, OperationRow, Progress};
+pub use reconcile::KnownBinding;
 pub use users::UserChange;
 pub use write::{Fail, Tx, TxFuture};
 

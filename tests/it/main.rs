@@ -21,6 +21,7 @@ mod model;
 mod objects;
 mod openapi;
 mod racing;
+mod reconcile;
 mod replicas;
 mod retained;
 mod store;
