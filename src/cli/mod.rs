@@ -2,6 +2,7 @@
 
 mod catalog;
 mod dev;
+mod fetch;
 mod operators;
 mod probe;
 mod rbac;
@@ -57,6 +58,8 @@ enum Command {
     Instances(operators::InstancesCommand),
     /// Look at this machine: what can be provisioned, what is missing, what to do.
     Doctor(Where),
+    /// For applications: fetch a binding's credentials from Vault, as the binding's client at Keycloak.
+    Fetch(Box<fetch::FetchArgs>),
     /// Ask a running broker, as a platform would, whether it is ready and what it offers.
     Probe(probe::ProbeArgs),
     /// Print the rights the broker needs in a Kubernetes cluster, and the policy that bounds them.
@@ -221,6 +224,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Doctor(place) => operators::doctor(&place).await,
+        Command::Fetch(args) => fetch::run(*args).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),
