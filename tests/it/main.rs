@@ -10,6 +10,7 @@
 mod architecture;
 mod conformance;
 mod crash;
+mod fetch;
 mod fuzz;
 mod http;
 mod injection;

@@ -81,6 +81,16 @@ struct Answer {
     retry_after: Option<u64>,
 }
 
+impl Answer {
+    /// Takes a value out; null where there is none, whatever the answer is.
+    fn take(&mut self, pointer: &str) -> Value {
+        self.body
+            .pointer_mut(pointer)
+            .map(Value::take)
+            .unwrap_or_default()
+    }
+}
+
 /// Which server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Who {
@@ -198,7 +208,7 @@ impl Servers {
             }
             _ => return Err(other(Who::Keycloak, &at, &answer, &why)),
         }
-        match answer.body["access_token"].take() {
+        match answer.take("/access_token") {
             Value::String(token) if !token.is_empty() => Ok(token.into()),
             _ => Err(not_understood(Who::Keycloak, &at)),
         }
@@ -240,7 +250,7 @@ impl Servers {
             _ => return Err(other(Who::Vault, &at, &answer, &why)),
         }
         let seconds = answer.body["auth"]["lease_duration"].as_u64().unwrap_or_default();
-        match answer.body["auth"]["client_token"].take() {
+        match answer.take("/auth/client_token") {
             Value::String(token) if !token.is_empty() => Ok(Login {
                 coordinates: coordinates.clone(),
                 token: token.into(),
@@ -283,8 +293,8 @@ impl Servers {
             }
             _ => return Err(other(Who::Vault, &at, &answer, &why)),
         }
-        let metadata = answer.body["data"]["metadata"].take();
-        let data = match answer.body["data"]["data"].take() {
+        let metadata = answer.take("/data/metadata");
+        let data = match answer.take("/data/data") {
             Value::Object(data) => Secret::new(data),
             _ => return Err(not_understood(Who::Vault, &at)),
         };
