@@ -6,6 +6,7 @@ mod bootstrap_keycloak;
 mod catalog;
 mod dev;
 mod doctor;
+mod fetch;
 mod operators;
 mod probe;
 mod rbac;
@@ -70,6 +71,8 @@ enum Command {
     /// Print, or make, what the broker needs in the servers around it.
     #[command(subcommand)]
     Bootstrap(bootstrap::BootstrapCommand),
+    /// For applications: fetch a binding's credentials from Vault, as the binding's client at Keycloak.
+    Fetch(Box<fetch::FetchArgs>),
     /// Ask a running broker, as a platform would, whether it is ready and what it offers.
     Probe(probe::ProbeArgs),
     /// Print the rights the broker needs in a Kubernetes cluster, and the policy that bounds them.
@@ -237,6 +240,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Doctor(place) => doctor::run(&place).await,
         Command::Bootstrap(command) => bootstrap::run(command).await,
+        Command::Fetch(args) => fetch::run(*args).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),

@@ -12,6 +12,7 @@ mod audit;
 mod conformance;
 mod crash;
 mod delivery;
+mod fetch;
 mod fuzz;
 mod http;
 mod injection;
