@@ -2,27 +2,37 @@
 
 pub mod catalog;
 mod clock;
+mod keycloak;
 mod platforms;
 mod provisioner;
 mod rows;
+mod secrets;
 mod server;
+mod vault;
 
 pub use clock::{SystemClock, random_token};
+pub use keycloak::{keycloak, keycloak_settings};
 pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
+pub use secrets::RoutedSecrets;
 pub use server::serve;
+pub use vault::{VaultSetupOptions, vault, vault_settings, vault_setup};
 
 use crate::adapters::credentials::cassandra::Cassandra;
 use crate::adapters::credentials::couchdb::CouchDb;
+use crate::adapters::credentials::http::Http;
 use crate::adapters::credentials::nats::Nats;
 use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
+use crate::adapters::credentials::statements::Statements;
+use crate::adapters::keycloak::Keycloak;
 use crate::adapters::sealed::{Keys, SealedStore};
+use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
 use crate::domain::delivery::Delivery;
 use crate::engine::{Drift, Engine, PlatformWays, Ports, Settings};
-use crate::ports::{Clock, CredentialMechanism};
+use crate::ports::{BindingIdentity, BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -62,6 +72,10 @@ pub struct Assembled {
     provisioner: provisioner::Chosen,
     /// The secret store, for `secrets rekey`.
     pub sealed: Arc<SealedStore<SqlRows>>,
+    /// The vault, where one is configured.
+    pub vault: Option<Arc<Vault>>,
+    /// Keycloak, where one is configured.
+    pub keycloak: Option<Arc<Keycloak>>,
 }
 
 /// Makes one TLS provider the process's own; must run before any TLS is spoken.
@@ -115,13 +129,15 @@ pub type Mechanisms = BTreeMap<String, Arc<dyn CredentialMechanism>>;
 
 /// The credential mechanisms there are.
 pub fn mechanisms(clock: &Arc<dyn Clock>) -> Mechanisms {
-    let all: [Arc<dyn CredentialMechanism>; 6] = [
+    let all: [Arc<dyn CredentialMechanism>; 8] = [
         Arc::new(Sql),
         Arc::new(Redis),
         Arc::new(Nats::new(clock.clone())),
         Arc::new(S3::new(clock.clone())),
         Arc::new(Cassandra),
         Arc::new(CouchDb::new()),
+        Arc::new(Statements),
+        Arc::new(Http::new()),
     ];
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
 }
@@ -148,13 +164,28 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         seal_keys(config)?,
         SqlRows::new(store.clone(), clock.clone()),
     ));
+    let vault = vault::vault(config, clock.clone())?;
+    let keycloak = keycloak::keycloak(config, &clock)?;
+    let in_vault = config
+        .vault
+        .as_ref()
+        .is_some_and(|section| section.instance_secrets);
+    let secrets: Arc<dyn SecretStore> = match &vault {
+        Some(vault) if in_vault => Arc::new(RoutedSecrets::new(
+            sealed.clone(),
+            Arc::new(InstanceSecrets::new(vault.clone())),
+        )),
+        _ => sealed.clone(),
+    };
     let ports = Ports {
         provisioner: provisioner.port(),
-        identity: None,
-        vault: None,
-        projection: None,
+        identity: keycloak
+            .clone()
+            .map(|keycloak| keycloak as Arc<dyn BindingIdentity>),
+        vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
+        projection: provisioner.projection(),
         mechanisms: mechanisms(&clock),
-        secrets: sealed.clone(),
+        secrets,
         clock,
         new_id: Arc::new(random_token),
     };
@@ -166,6 +197,8 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         engine,
         provisioner,
         sealed,
+        vault,
+        keycloak,
     })
 }
 

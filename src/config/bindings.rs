@@ -53,7 +53,7 @@ pub struct Vault {
     pub kv_mount: String,
     /// Mount of the KV store (version 2) for instances' administrators, which no application can read.
     pub internal_mount: String,
-    /// Keep the administrators' credentials of instances there, instead of sealed in the store.
+    /// Keep the administrators' credentials of instances there, instead of sealed in the store. Those that were sealed before stay where they are; switch it off only while no instance's lie in the vault.
     pub instance_secrets: bool,
     /// Mount of the JWT log-in of applications.
     pub jwt_mount: String,

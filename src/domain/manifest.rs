@@ -282,6 +282,16 @@ pub fn settings(
     }
 }
 
+/// The names an instance on Kubernetes has in expressions: its base name, its namespace, the cluster's domain and the kinds
+/// it was found to have.
+pub fn cluster_place(name: &str, namespace: &str, domain: &str, kinds: &[String]) -> Map<String, Value> {
+    Map::from_iter([
+        ("name".to_owned(), name.into()),
+        ("namespace".to_owned(), namespace.into()),
+        ("cluster".to_owned(), json!({"domain": domain, "kinds": kinds})),
+    ])
+}
+
 /// What a binding's credentials are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct BindingFacts<'a> {

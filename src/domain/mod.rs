@@ -15,5 +15,6 @@ pub mod manifest;
 pub mod names;
 pub mod operation;
 pub mod params;
+pub mod projection;
 pub mod request;
 pub mod secret;

@@ -68,8 +68,8 @@ impl Engine {
                 let (served, request, iid, bid) = (served.clone(), request.clone(), iid.clone(), bid.clone());
                 let (operation_id, request_id) = (operation_id.clone(), request_id.clone());
                 let (platform, predecessor) = (platform.clone(), predecessor.clone());
-                let asked = asked.clone();
                 let (ways, step) = (ways.clone(), step.clone());
+                let asked = asked.clone();
                 Box::pin(async move {
                     let instance = tx.instance_now(&iid).await?;
                     let found = tx.binding_now(&bid).await?;

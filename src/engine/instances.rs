@@ -201,9 +201,9 @@ impl Engine {
         let operation_id = (self.ports.new_id)();
         let request_id = caller.request_id.clone();
         let refuse = self.settings.refuse_deprovision_with_bindings;
-        let asked = Event::asked_for_all(caller, &request.instance_id, now).by(&operation_id);
         let begins = steps(self, OperationKind::Deprovision);
         let step = begins.first().copied().unwrap_or_default();
+        let asked = Event::asked_for_all(caller, &request.instance_id, now).by(&operation_id);
         let request = Arc::new(request);
         let (id, superseded) = self
             .store

@@ -173,6 +173,8 @@ pub struct Engine {
     waiting: Mutex<HashMap<String, Arc<Notify>>>,
     /// Set when the process is going down: `/readyz` says so.
     draining: CancellationToken,
+    /// What else keeps this process from being ready: who says so, and the sentence.
+    held_back: Mutex<BTreeMap<&'static str, String>>,
     /// Where operations run: not on the thread of the request that asked for them, which may end first.
     runtime: tokio::runtime::Handle,
 }
@@ -193,6 +195,7 @@ impl Engine {
             running: Mutex::default(),
             waiting: Mutex::default(),
             draining: CancellationToken::new(),
+            held_back: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -254,6 +257,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Makes `/readyz` answer 503 with the sentence `why` until the same `who` says there is none.
+    pub fn hold_back(&self, who: &'static str, why: Option<String>) {
+        let mut held_back = lock(&self.held_back);
+        match why {
+            Some(why) => held_back.insert(who, why),
+            None => held_back.remove(who),
+        };
+    }
+
     /// Whether the broker can serve: store reachable, catalog loaded, not draining. Else one sentence.
     pub async fn ready(&self) -> Result<(), String> {
         if self.draining.is_cancelled() {
@@ -261,6 +273,9 @@ impl Engine {
         }
         if self.served.load().catalog.offerings.is_empty() {
             return Err("No catalog is loaded.".into());
+        }
+        if let Some(why) = lock(&self.held_back).values().next() {
+            return Err(why.clone());
         }
         self.store
             .ping()

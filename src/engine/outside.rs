@@ -233,9 +233,8 @@ pub(super) async fn project(engine: &Engine, binding: &Binding, credentials: &Se
     let Some(projection) = &engine.ports.projection else {
         return Ok(());
     };
-    let kind = credentials.text("type");
     projection
-        .project(&binding.reference(), &place(binding), kind, credentials)
+        .project(&binding.reference(), &place(binding), credentials)
         .await
 }
 

@@ -1,5 +1,5 @@
-//! Queries: GET instance, GET binding, last_operation. What a binding's answer needs from outside is in `answer`;
-//! nothing is written but the event that tells of credentials given out.
+//! Queries: GET instance, GET binding, last_operation. Reads only; what a binding's answer needs from outside is in
+//! `answer`. Nothing is written but the event that tells of credentials given out.
 
 use super::Engine;
 use crate::domain::audit::{Action, Event};

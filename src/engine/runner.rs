@@ -8,7 +8,7 @@ use super::{Engine, binding_steps, instance_steps, lock, millis};
 use crate::domain::instance::Millis;
 use crate::domain::operation::{OperationKind, OperationState};
 use crate::ports::{PortError, PortErrorKind};
-use crate::store::{Advance, Claimed, Finish, LookAgain, Progress, UserChange};
+use crate::store::{Advance, Claimed, Finish, Lease, LookAgain, Progress, UserChange};
 use crate::telemetry;
 use futures::FutureExt;
 use std::collections::HashMap;
@@ -21,6 +21,9 @@ use tracing::{Instrument, debug, info, warn};
 
 /// Longest a single step may take before it counts as a transient failure.
 const STEP_LIMIT: Duration = Duration::from_secs(150);
+/// Failed tries of a step after which another process gets its turn first: one that is cut off from a server would
+/// otherwise always be the first to try again, because it alone knows the moment.
+const OWN_TRIES: i64 = 3;
 /// Longest pause between two tries of a step.
 const LONGEST_PAUSE_MS: f64 = 15_000.0;
 
@@ -171,6 +174,7 @@ impl Runner {
                 self.engine.now(),
                 millis(settings.lease),
                 most,
+                millis(self.stepped_back()),
                 &full,
             )
             .await
@@ -256,14 +260,22 @@ impl Runner {
                 merge(claimed, &progress);
                 self.go_on(claimed, step, progress).await
             }
-            Ok(Step::Again(after, message)) => self.again(claimed, after, message, "waiting").await,
+            Ok(Step::Again(after, message)) => {
+                self.again(claimed, after, message, "waiting", Lease::Free).await
+            }
             Ok(Step::Failed(why)) => self.failed(claimed, &why, false).await,
             Err(error) => match error.kind {
                 PortErrorKind::Transient | PortErrorKind::Conflict => {
                     info!(%step, tries = claimed.operation.tries, detail = %error.detail, "will try again");
                     telemetry::step_retried(kind, &claimed.operation.offering);
-                    let pause = self.pause(claimed.operation.tries);
-                    self.again(claimed, pause, error.message, "retry").await
+                    let tries = claimed.operation.tries;
+                    let lease = if tries < OWN_TRIES {
+                        Lease::Free
+                    } else {
+                        Lease::StepBack
+                    };
+                    self.again(claimed, self.pause(tries), error.message, "retry", lease)
+                        .await
                 }
                 PortErrorKind::Denied | PortErrorKind::Invalid | PortErrorKind::Gone => {
                     warn!(%step, detail = %error.detail, "cannot work");
@@ -296,7 +308,7 @@ impl Runner {
             deadline_at: claimed.operation.deadline_at,
             progress,
             event: Some(event),
-            release: self.stop.is_cancelled(),
+            lease: self.lease(),
         };
         self.record(claimed, advance).await && !self.stop.is_cancelled()
     }
@@ -307,6 +319,7 @@ impl Runner {
         after: Duration,
         message: String,
         word: &'static str,
+        lease: Lease,
     ) -> bool {
         let operation = &claimed.operation;
         let due_at = self.engine.now() + millis(after).max(1);
@@ -320,11 +333,15 @@ impl Runner {
             failing: operation.failing.clone(),
             deadline_at: operation.deadline_at,
             progress: Progress::default(),
-            release: true,
+            lease,
         };
         if self.record(claimed, advance).await {
             // In this process the pause is kept to the millisecond; elsewhere, or after a restart, a poll finds it.
             let engine = self.engine.clone();
+            let after = match lease {
+                Lease::StepBack => after + self.stepped_back(),
+                Lease::Keep | Lease::Free => after,
+            };
             tokio::spawn(async move {
                 tokio::time::sleep(after).await;
                 engine.wake.notify_one();
@@ -356,7 +373,7 @@ impl Runner {
                         ..Progress::default()
                     },
                     event: Some((operation.step.clone(), "failed", why.to_owned())),
-                    release: self.stop.is_cancelled(),
+                    lease: self.lease(),
                 };
                 self.record(claimed, advance).await && !self.stop.is_cancelled()
             }
@@ -451,6 +468,20 @@ impl Runner {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whether the next step is this worker's.
+    fn lease(&self) -> Lease {
+        if self.stop.is_cancelled() {
+            Lease::Free
+        } else {
+            Lease::Keep
+        }
+    }
+
+    /// How much later than others this process takes up again what it could not do: long enough for their poll.
+    fn stepped_back(&self) -> Duration {
+        2 * self.engine.settings.poll
     }
 
     /// Doubling pause with jitter, so that many that failed together do not come back together.

@@ -13,7 +13,7 @@ mod secrets;
 mod users;
 mod write;
 
-pub use operations::{Advance, Claimed, Finish, LookAgain, NewOperation, OperationRow, Progress};
+pub use operations::{Advance, Claimed, Finish, Lease, LookAgain, NewOperation, OperationRow, Progress};
 pub use reconcile::KnownBinding;
 pub use users::UserChange;
 pub use write::{Fail, Tx, TxFuture};

@@ -96,8 +96,19 @@ pub struct Advance {
     pub progress: Progress,
     /// A line of history: step, outcome word, message. `None` when it would repeat the last one.
     pub event: Option<(String, &'static str, String)>,
-    /// Give the lease back: the next step is not run at once by this worker.
-    pub release: bool,
+    /// What happens to the lease.
+    pub lease: Lease,
+}
+
+/// What becomes of a worker's claim when a step is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// It goes on: the same worker runs the next step at once.
+    Keep,
+    /// It is given back: whoever comes first takes the operation when it is due.
+    Free,
+    /// It is given back, and the others go first: this worker may be the one that cannot get through.
+    StepBack,
 }
 
 /// Whether and when the sweep looks at a binding again after an operation on it.
@@ -273,15 +284,18 @@ impl Tx {
 
 impl Store {
     /// Takes up to `most` operations that are due, open and not leased, leaving out `busy` offerings.
+    ///
+    /// An operation from which `owner` itself stepped back it gets only `stepped_back_ms` later than others would.
     pub async fn claim(
         &self,
         owner: &str,
         now: Millis,
         lease_ms: i64,
         most: i64,
+        stepped_back_ms: i64,
         busy: &[String],
     ) -> Result<Vec<Claimed>, Fail> {
-        let place = |i: usize| format!("${}", i + 5);
+        let place = |i: usize| format!("${}", i + 6);
         let busy_sql = if busy.is_empty() {
             String::new()
         } else {
@@ -292,12 +306,14 @@ impl Store {
         let sql = format!(
             // Materialized: the planner must not run the locking part more than once.
             "WITH due AS MATERIALIZED (SELECT id AS due_id FROM operations \
-             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} ORDER BY due_at LIMIT $4{}) \
+             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} \
+             AND (owner IS NULL OR owner <> $1 OR due_at <= $3 - $5) ORDER BY due_at LIMIT $4{}) \
              UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 \
              WHERE id IN (SELECT due_id FROM due) RETURNING {OPERATION}",
             self.dialect().skip_locked()
         );
-        self.claim_with(sql, owner, lease_ms, vec![now, most], busy).await
+        let numbers = vec![now, most, stepped_back_ms];
+        self.claim_with(sql, owner, lease_ms, numbers, busy).await
     }
 
     /// Takes one operation by its id, if it is open and not leased: for a request that waits for its own operation.
@@ -392,10 +408,15 @@ impl Store {
                 if a.progress.facts.is_some() || a.progress.endpoints.is_some() {
                     tx.lock_instance(&claimed.instance.iid).await?;
                 }
-                let lease = if a.release { "0" } else { "lease_until" };
+                let lease = match a.lease {
+                    Lease::Keep => "",
+                    Lease::Free => ", lease_until = 0, owner = NULL",
+                    // `claim` lets an operation's last worker wait longer than the others.
+                    Lease::StepBack => ", lease_until = 0",
+                };
                 let sql = format!(
                     "UPDATE operations SET step = $3, due_at = $4, tries = $5, description = $6, failing = $7, \
-                     deadline_at = $8, lease_until = {lease} WHERE {OWNED}"
+                     deadline_at = $8{lease} WHERE {OWNED}"
                 );
                 let done = sqlx::query(AssertSqlSafe(sql))
                     .bind(&claimed.operation.id)
@@ -605,7 +626,7 @@ impl Store {
             Box::pin(async move {
                 tx.wrote = true;
                 let done = sqlx::query(
-                    "UPDATE operations SET due_at = $2, tries = 0, lease_until = 0, attempt = attempt + 1 \
+                    "UPDATE operations SET due_at = $2, tries = 0, lease_until = 0, owner = NULL, attempt = attempt + 1 \
                      WHERE id = $1 AND state = 'open'",
                 )
                 .bind(&id)
@@ -626,8 +647,8 @@ impl Store {
             Box::pin(async move {
                 tx.wrote = true;
                 let done = sqlx::query(
-                    "UPDATE operations SET due_at = $2 WHERE iid = $1 AND bid IS NULL AND state = 'open' AND due_at > $2 \
-                     AND step IN ('ready', 'remove', 'forget')",
+                    "UPDATE operations SET due_at = $2, owner = CASE WHEN lease_until = 0 THEN NULL ELSE owner END \
+                     WHERE iid = $1 AND bid IS NULL AND state = 'open' AND due_at > $2 AND step IN ('ready', 'remove', 'forget')",
                 )
                 .bind(&iid)
                 .bind(now)

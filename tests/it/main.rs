@@ -11,6 +11,8 @@ mod architecture;
 mod audit;
 mod conformance;
 mod crash;
+mod delivery;
+mod fetch;
 mod fuzz;
 mod http;
 mod injection;

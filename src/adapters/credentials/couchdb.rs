@@ -150,11 +150,11 @@ impl<'a> Server<'a> {
         let (username, password) = (self.login.text("username"), self.login.text("password"));
         let basic = BASE64.encode(format!("{username}:{password}").as_bytes());
         let mut headers = vec![
-            ("authorization", format!("Basic {basic}")),
-            ("accept", "application/json".to_owned()),
+            ("authorization".into(), format!("Basic {basic}")),
+            ("accept".into(), "application/json".to_owned()),
         ];
         if body.is_some() {
-            headers.push(("content-type", "application/json".to_owned()));
+            headers.push(("content-type".into(), "application/json".to_owned()));
         }
         let request = Request {
             method,

@@ -510,7 +510,8 @@ fn own_user(grant: &Grant, user: &NewUser) -> PortResult<Ident> {
     }
 }
 
-fn lock_key(thing: &str) -> i64 {
+/// The number of the lock by which workers that act on the same thing take turns.
+pub(super) fn lock_key(thing: &str) -> i64 {
     let hash = Sha256::digest(format!("chandler {thing}"));
     hash.iter()
         .take(8)
@@ -531,7 +532,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = PortResult<T>> + 
 }
 
 /// Sorts a failure by SQLSTATE. The server's text goes to the log only, and not where it would quote our statement.
-fn explain(error: sqlx::Error) -> PortError {
+pub(super) fn explain(error: sqlx::Error) -> PortError {
     use PortErrorKind::{Conflict, Denied, Gone, Invalid, Transient};
     let sqlx::Error::Database(error) = error else {
         let message = match &error {

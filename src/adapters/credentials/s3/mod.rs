@@ -161,7 +161,10 @@ impl Server<'_> {
         let request = Request {
             method,
             path_and_query,
-            headers,
+            headers: headers
+                .into_iter()
+                .map(|(name, value)| (name.into(), value))
+                .collect(),
             body,
         };
         self.mechanism.web.send(&self.base, request).await
