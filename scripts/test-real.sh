@@ -18,6 +18,8 @@ on_the_node() {
     run kubernetes -- --test-threads="$at_once" "$@"
   else
     run real -- --test-threads="$at_once" --ignored kubernetes::
+    # A vault beside the node, which asks it about the tokens of its service accounts.
+    [ -z "${VAULT_PLUGINS:-}" ] || run platform -- --ignored vault::cluster::
     run kubernetes -- --test-threads="$at_once" --skip alone::
     run kubernetes -- --test-threads=1 alone::
   fi
@@ -43,6 +45,8 @@ trap stop EXIT
 exports=$(tests/testbed/up kubernetes)
 eval "$exports"
 inside=("${CHANDLER_TESTBED_ENTER:?}")
+vault=$(tests/testbed/servers/vault/build)
+export VAULT_BIN=$vault/vault VAULT_PLUGINS=$vault/plugins
 on_the_node "$@"
 if [ $# = 0 ]; then
   # The program the tests ran, not one built with optimisation: that would take minutes more and test the same.

@@ -364,8 +364,7 @@ impl BrokerLogIn {
             ),
             Self::Token => format!("Give the broker a token that has the policy {policy}: vault.login.token_file."),
         };
-        let lines: String = lines.lines().map(|line| format!("# {line}\n")).collect();
-        format!("\n{lines}")
+        format!("\n# {}\n", lines.replace('\n', "\n# "))
     }
 }
 

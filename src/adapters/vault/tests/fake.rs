@@ -35,6 +35,8 @@ pub struct Entry {
 pub struct State {
     /// Every request as `METHOD path`, without health.
     pub seen: Vec<String>,
+    /// The namespace of each request, by the first part of its path.
+    pub namespaces: BTreeMap<String, String>,
     /// The next requests that contain the text fail, once each.
     pub faults: VecDeque<(String, Fault)>,
     pub health: Value,
@@ -69,6 +71,7 @@ impl Fake {
             address: format!("http://{}", listener.local_addr().unwrap()),
             state: Arc::new(Mutex::new(State {
                 seen: Vec::new(),
+                namespaces: BTreeMap::new(),
                 faults: VecDeque::new(),
                 health: json!({"initialized": true, "sealed": false, "standby": false, "version": "2.6.2"}),
                 secrets: BTreeMap::new(),
@@ -132,6 +135,8 @@ impl Fake {
         let line = format!("{} {}", head.method, head.path);
         let fault = {
             let mut state = self.state();
+            let first = head.path.split(['/', '?']).next().unwrap().to_owned();
+            state.namespaces.insert(first, head.namespace.clone());
             if !head.path.starts_with("sys/health") {
                 state.seen.push(line.clone());
             }
@@ -167,6 +172,7 @@ struct Head {
     /// Without `/v1/`.
     path: String,
     token: String,
+    namespace: String,
 }
 
 async fn request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<(Head, Vec<u8>)> {
@@ -202,7 +208,16 @@ async fn request(stream: &mut TcpStream, read: &mut Vec<u8>) -> Option<(Head, Ve
     let method = words.next().unwrap().to_owned();
     let path = words.next().unwrap().strip_prefix("/v1/").unwrap().to_owned();
     let token = header("x-vault-token").unwrap_or_default();
-    Some((Head { method, path, token }, body))
+    let namespace = header("x-vault-namespace").unwrap_or_default();
+    Some((
+        Head {
+            method,
+            path,
+            token,
+            namespace,
+        },
+        body,
+    ))
 }
 
 fn errors(text: &str) -> Value {

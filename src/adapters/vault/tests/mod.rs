@@ -281,7 +281,7 @@ async fn what_keeps_the_vault_from_working_is_told_apart() {
         scene.fake.fail(
             "GET osb",
             Fault::Answer(status, json!({"errors": ["Vault is sealed"]})),
-        )
+        );
     };
     for ((initialized, sealed, standby), status, word) in [
         ((true, true, false), 503, "sealed"),
@@ -335,6 +335,26 @@ async fn a_redirect_is_never_followed() {
         "{error:?}"
     );
     assert!(elsewhere.seen().is_empty(), "the token stays with its server");
+}
+
+#[tokio::test]
+async fn a_namespace_goes_with_every_request_but_the_servers_own() {
+    let scene = Scene::new().await;
+    let in_team = VaultSettings {
+        namespace: Some("team/a".to_owned()),
+        ..settings(&scene.fake.address, scene.app_role(false))
+    };
+    let vault = Vault::new(in_team, Arc::new(Noon)).unwrap();
+    vault.generation(&binding(1)).await.unwrap();
+    assert_eq!(vault.coordinates(&binding(1))["namespace"], "team/a");
+    let asked = |first: &str| scene.fake.state().namespaces[first].clone();
+    assert_eq!(
+        (asked("auth"), asked("osb")),
+        ("team/a".to_owned(), "team/a".to_owned())
+    );
+    scene.fake.fail("GET osb", Fault::Answer(503, json!({})));
+    vault.generation(&binding(1)).await.unwrap_err();
+    assert_eq!(asked("sys"), "", "the server's health is asked of its root");
 }
 
 #[tokio::test]

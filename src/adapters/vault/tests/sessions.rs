@@ -270,7 +270,7 @@ async fn files_are_read_at_each_log_in() {
     scene.write("pod", "pod-token");
     crowd(&vault).await;
 
-    let until = std::time::Instant::now() + Duration::from_secs(60);
+    let until = std::time::Instant::now() + Duration::from_mins(1);
     scene.fake.state().tokens.insert("hvs.first".to_owned(), until);
     scene.write("token", "hvs.first");
     let vault = scene.vault_with(LogIn::TokenFile(scene.dir.path().join("token")));
