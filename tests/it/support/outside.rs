@@ -295,12 +295,7 @@ pub struct FakeProjection(pub Arc<World>);
 
 #[async_trait]
 impl SecretProjection for FakeProjection {
-    async fn project(
-        &self,
-        binding: &BindingRef,
-        place: &SecretPlace,
-        entries: &Secret,
-    ) -> PortResult<()> {
+    async fn project(&self, binding: &BindingRef, place: &SecretPlace, entries: &Secret) -> PortResult<()> {
         self.0.strike("project", When::Before).await?;
         let around = &self.0.around;
         if !self.0.opens(entries.expose()) {
@@ -327,9 +322,11 @@ impl SecretProjection for FakeProjection {
         let key = (place.namespace.clone(), place.name.clone());
         {
             let mut projected = self.0.around.projected.lock().unwrap();
-            let own = |there: &Projected| there.owner.as_ref() == Some(&binding.bid);
-            if projected.get(&key).is_some_and(own) {
-                projected.remove(&key);
+            match projected.get(&key) {
+                Some(there) if there.owner.as_ref() != Some(&binding.bid) => {
+                    return Err(PortError::denied("A Secret of this name is somebody else's."));
+                }
+                _ => drop(projected.remove(&key)),
             }
         }
         self.0.strike("unproject", When::After).await
