@@ -22,6 +22,7 @@ mod couchdb;
 mod couchdb_client;
 mod keycloak;
 mod minio;
+mod mission;
 mod own_keycloak;
 mod realm;
 #[path = "../real/s3_client.rs"]
