@@ -40,7 +40,6 @@ pub struct Kept {
 pub struct Projected {
     /// Whose it is; none = somebody else's.
     pub owner: Option<String>,
-    pub kind: String,
     pub entries: Map<String, Value>,
 }
 
@@ -300,7 +299,6 @@ impl SecretProjection for FakeProjection {
         &self,
         binding: &BindingRef,
         place: &SecretPlace,
-        kind: &str,
         entries: &Secret,
     ) -> PortResult<()> {
         self.0.strike("project", When::Before).await?;
@@ -317,7 +315,6 @@ impl SecretProjection for FakeProjection {
             }
             let secret = Projected {
                 owner: own,
-                kind: kind.to_owned(),
                 entries: entries.expose().clone(),
             };
             projected.insert(key, secret);
