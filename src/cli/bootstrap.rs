@@ -4,7 +4,7 @@
 //! What must stay true: a token comes from a file or the environment, never from an argument, which every process of the
 //! machine can read; what is done is what is printed; and it may be repeated.
 
-use super::rbac;
+use super::{bootstrap_keycloak, rbac};
 use crate::adapters::vault::Change;
 use crate::app::{self, VaultSetupOptions};
 use crate::config::{self, Config};
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 pub(super) enum BootstrapCommand {
     /// Stores, log-ins, roles and policies in Vault or OpenBao.
     Vault(VaultArgs),
+    /// The realm of bindings' clients in Keycloak, and the broker's own client.
+    Keycloak(bootstrap_keycloak::KeycloakArgs),
 }
 
 #[derive(Debug, Args)]
@@ -51,6 +53,7 @@ pub(super) struct VaultArgs {
 pub(super) async fn run(command: BootstrapCommand) -> anyhow::Result<()> {
     match command {
         BootstrapCommand::Vault(args) => vault(args).await,
+        BootstrapCommand::Keycloak(args) => bootstrap_keycloak::run(args).await,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is changed by looking. It ends with 1 when something keeps the broker from its work.
 
 use super::{Where, exit};
+use crate::adapters::keycloak::Look;
 use crate::adapters::vault::Looker;
 use crate::app::{self, SystemClock};
 use crate::config::{Config, ProvisionerKind};
@@ -34,6 +35,9 @@ pub(super) async fn run(place: &Where) -> anyhow::Result<()> {
     if config.vault.is_some() {
         sound &= told("The vault", &vault(&config).await);
     }
+    if config.keycloak.is_some() {
+        sound &= told("Keycloak", &keycloak(&config).await);
+    }
     provisioner?;
     if sound { Ok(()) } else { exit(1) }
 }
@@ -48,8 +52,18 @@ async fn vault(config: &Config) -> Vec<Finding> {
     }
 }
 
+/// What Keycloak shows.
+async fn keycloak(config: &Config) -> Vec<Finding> {
+    let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
+    match app::keycloak(config, &clock) {
+        Ok(Some(keycloak)) => keycloak.check(Look::Whole).await,
+        Ok(None) => Vec::new(),
+        Err(why) => vec![Finding::error(format!("{why:#}"))],
+    }
+}
+
 /// Prints findings under a head; false when one of them keeps the broker from its work.
-fn told(head: &str, findings: &[Finding]) -> bool {
+pub(super) fn told(head: &str, findings: &[Finding]) -> bool {
     println!("\n{head}:\n");
     for finding in findings {
         let word = match finding.grade {

@@ -26,6 +26,9 @@ pub struct Bindings {
     /// Seconds that the former credentials go on working after a rotation in place.
     #[schemars(range(min = 0, max = 604_800))]
     pub rotation_grace_seconds: Option<u32>,
+    /// Minutes between two comparisons of all bindings with the clients, secrets and users that are there, told in log and metrics; 0 = never. Absent: 60.
+    #[schemars(range(max = 10_080))]
+    pub reconcile_minutes: Option<u32>,
     /// Namespaces that Secrets may be put into (`delivery: secret`), by platform: its name → namespaces.
     pub secret_namespaces: std::collections::BTreeMap<String, Vec<String>>,
 }

@@ -12,7 +12,10 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     if let Some(k) = &config.keycloak {
         keycloak(k, found);
         if config.vault.is_none() {
-            found.refuse("keycloak", "needs `vault`: a binding's client is for fetching its secret there; set both or neither");
+            found.refuse(
+                "keycloak",
+                "needs `vault`: a binding's client is for fetching its secret there; set both or neither",
+            );
         }
     }
     if config.vault.is_some() && config.keycloak.is_none() {
@@ -20,14 +23,21 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     }
     ways("bindings.delivery", &config.bindings.delivery, config, found);
     for (index, platform) in config.platforms.iter().enumerate() {
-        ways(&format!("platforms.{index}.delivery"), &platform.delivery, config, found);
+        ways(
+            &format!("platforms.{index}.delivery"),
+            &platform.delivery,
+            config,
+            found,
+        );
     }
-    for name in config.bindings.secret_namespaces.keys() {
+    for (name, namespaces) in &config.bindings.secret_namespaces {
+        let path = format!("bindings.secret_namespaces.{name}");
         if !config.platforms.iter().any(|p| &p.name == name) {
-            found.refuse(
-                format!("bindings.secret_namespaces.{name}"),
-                "is not the name of a platform",
-            );
+            found.refuse(path.as_str(), "is not the name of a platform");
+        }
+        // They become part of the rules that `chandler rbac` prints.
+        if !namespaces.iter().all(|namespace| is_namespace(namespace)) {
+            found.refuse(path, "must be names of namespaces: a-z 0-9 -, at most 63");
         }
     }
 }
@@ -120,6 +130,15 @@ fn keycloak(keycloak: &Keycloak, found: &mut Findings) {
             "give one of `client_secret_file` and `private_key_file`: how the broker proves who it is",
         ),
     }
+}
+
+fn is_namespace(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 fn is_mount(mount: &str) -> bool {

@@ -109,7 +109,14 @@ fn libraries_stay_home() {
     let homes: &[(&str, &[&str])] = &[
         ("actix_web", &["http", "app"]),
         ("utoipa", &["http"]),
-        ("sqlx", &["store", "adapters/credentials/sql"]),
+        (
+            "sqlx",
+            &[
+                "store",
+                "adapters/credentials/sql",
+                "adapters/credentials/statements/session",
+            ],
+        ),
         ("redis", &["adapters/credentials/redis"]),
         ("async_nats", &["adapters/credentials/nats"]),
         ("scylla", &["adapters/credentials/cassandra"]),
@@ -117,9 +124,15 @@ fn libraries_stay_home() {
         // `chandler probe` asks a broker as a platform does.
         (
             "reqwest",
-            &["adapters/credentials/web", "adapters/vault/http", "adapters/keycloak/http", "cli/probe", "cli/fetch"],
+            &[
+                "adapters/credentials/web",
+                "adapters/vault/http",
+                "adapters/keycloak/http",
+                "cli/probe",
+                "cli/fetch",
+            ],
         ),
-        ("jsonwebtoken", &["adapters/keycloak"]),
+        ("jsonwebtoken", &["adapters/keycloak", "cli/fetch"]),
         ("clap", &["cli", "main"]),
         ("kube", &["adapters/kubernetes"]),
         ("k8s_openapi", &["adapters/kubernetes"]),

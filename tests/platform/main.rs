@@ -1,8 +1,9 @@
-//! Credential mechanisms and adapters against servers that no Debian package brings: MinIO, Cassandra, a CouchDB-compatible
-//! one, Vault.
+//! Against servers that no Debian package brings: credential mechanisms on MinIO, Cassandra and a CouchDB-compatible one,
+//! adapters on Vault and Keycloak, and both together.
 //!
 //! Not part of `make test`: `make test-real` runs it. Each test starts its server on loopback in a directory of its
-//! own and kills it when its guard drops. Where a server's program is missing the test fails and says how to get it.
+//! own and kills it when its guard drops; for Keycloak and Vault it makes realms and mounts of its own on those of the
+//! testbed. Where a server is missing the test fails and says how to get it.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,12 +20,19 @@ mod contract;
 mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
+mod keycloak;
 mod minio;
+mod own_keycloak;
+mod realm;
 #[path = "../real/s3_client.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod s3_client;
 mod servers;
+#[path = "../real/services.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod services;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
+mod together;
 mod vault;
