@@ -16,6 +16,8 @@ have git || missing+=(git)
 have_postgres || missing+=(postgresql)
 have redis-server || have valkey-server || missing+=(redis-server)
 have nats-server || missing+=(nats-server)
+have mariadbd || missing+=(mariadb-server-core)
+have mariadb-install-db && have my_print_defaults || missing+=(mariadb-server-core mariadb-client-core)
 # The test of the OpenAPI document makes a Python environment.
 have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests on what is not on every machine: a Kubernetes node with real pods, and servers that no Debian package brings.
+# Tests on what is not on every machine: a Kubernetes node with real pods, the chart on it, and servers that no Debian
+# package brings.
 #
 #   make test-real                      starts the testbed (root), or uses it if it runs; stops only what it started
 #   make test-real ARGS=flows::         some tests of the node, by the beginning of their names
@@ -17,6 +18,8 @@ on_the_node() {
     run kubernetes -- --test-threads="$at_once" "$@"
   else
     run real -- --test-threads="$at_once" --ignored kubernetes::
+    # A vault beside the node, which asks it about the tokens of its service accounts.
+    [ -z "${VAULT_PLUGINS:-}" ] || run platform -- --ignored vault::cluster::
     run kubernetes -- --test-threads="$at_once" --skip alone::
     run kubernetes -- --test-threads=1 alone::
   fi
@@ -42,7 +45,14 @@ trap stop EXIT
 exports=$(tests/testbed/up kubernetes)
 eval "$exports"
 inside=("${CHANDLER_TESTBED_ENTER:?}")
+vault=$(tests/testbed/servers/vault/build)
+export VAULT_BIN=$vault/vault VAULT_PLUGINS=$vault/plugins
 on_the_node "$@"
+if [ $# = 0 ]; then
+  # The program the tests ran, not one built with optimisation: that would take minutes more and test the same.
+  target=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)
+  CHANDLER=$target/debug/chandler tests/testbed/chart
+fi
 
 # Somebody else may use a testbed that ran before.
 if [ -z "$ran_before" ]; then

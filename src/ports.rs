@@ -9,6 +9,7 @@ use crate::domain::catalog::{Offering, Plan};
 use crate::domain::delivery::{BindingRef, ClientAuth};
 use crate::domain::instance::{Endpoint, Millis};
 use crate::domain::manifest::Desired;
+use crate::domain::names;
 use crate::domain::secret::Secret;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -259,12 +260,25 @@ pub struct RevokedHandle {
 pub struct Grant {
     /// The binding; the backend user's name derives from it.
     pub bid: String,
+    /// Whether the user has the binding's second name: a rotation in place takes the two by turns.
+    pub second: bool,
     /// `owner`, `readwrite` or `readonly`.
     pub role: String,
     /// The binding's parameters: scopes such as `key_prefix` or `subjects`, already checked by the schema.
     pub params: Map<String, Value>,
     /// When it stops being valid, as a belt on the server itself where it can.
     pub expires_at: Option<Millis>,
+}
+
+impl Grant {
+    /// What the backend user is called, where names are ours to choose.
+    pub fn user(&self) -> String {
+        if self.second {
+            names::second_user(&self.bid)
+        } else {
+            names::backend_user(&self.bid)
+        }
+    }
 }
 
 /// A backend user before it exists on the server.
@@ -349,9 +363,24 @@ pub mod secret_name {
         format!("{iid}/generated")
     }
 
-    /// A binding's user.
+    /// A binding's user and credentials: until they are handed over, or for good where the answer carries them.
     pub fn binding(iid: &str, bid: &str) -> String {
         format!("{iid}/b/{bid}")
+    }
+
+    /// What a binding's answers say where they do not carry the credentials.
+    pub fn view(iid: &str, bid: &str) -> String {
+        format!("{iid}/v/{bid}")
+    }
+
+    /// The user and credentials that are being rotated in.
+    pub fn next(iid: &str, bid: &str, generation: u32) -> String {
+        format!("{}{generation}", nexts(iid, bid))
+    }
+
+    /// What the names of all [`next`] ones of a binding begin with.
+    pub fn nexts(iid: &str, bid: &str) -> String {
+        format!("{iid}/n/{bid}/")
     }
 
     /// Everything of an instance.
@@ -467,17 +496,16 @@ pub struct SecretPlace {
 /// Puts credentials where pods of a cluster can mount them (servicebinding.io).
 #[async_trait]
 pub trait SecretProjection: Send + Sync {
-    /// Makes the Secret or sets it to exactly these entries. A Secret of that name that is somebody else's is
+    /// Makes the Secret or sets it to exactly what these credentials say. A Secret of that name that is somebody else's is
     /// [`PortErrorKind::Denied`] and left alone.
     async fn project(
         &self,
         binding: &BindingRef,
         place: &SecretPlace,
-        kind: &str,
-        entries: &Secret,
+        credentials: &Secret,
     ) -> PortResult<()>;
 
-    /// Removes the Secret if it is the binding's; an absent one is success.
+    /// Removes the Secret if it is the binding's; an absent one is success, somebody else's is [`PortErrorKind::Denied`].
     async fn remove(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<()>;
 }
 

@@ -20,15 +20,18 @@ pub use vault::{VaultSetupOptions, vault, vault_settings, vault_setup};
 
 use crate::adapters::credentials::cassandra::Cassandra;
 use crate::adapters::credentials::couchdb::CouchDb;
+use crate::adapters::credentials::http::Http;
 use crate::adapters::credentials::nats::Nats;
 use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
+use crate::adapters::credentials::statements::Statements;
 use crate::adapters::keycloak::Keycloak;
 use crate::adapters::sealed::{Keys, SealedStore};
 use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
-use crate::engine::{Drift, Engine, Ports, Settings};
+use crate::domain::delivery::Delivery;
+use crate::engine::{Drift, Engine, PlatformWays, Ports, Settings};
 use crate::ports::{BindingIdentity, BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
@@ -126,13 +129,15 @@ pub type Mechanisms = BTreeMap<String, Arc<dyn CredentialMechanism>>;
 
 /// The credential mechanisms there are.
 pub fn mechanisms(clock: &Arc<dyn Clock>) -> Mechanisms {
-    let all: [Arc<dyn CredentialMechanism>; 6] = [
+    let all: [Arc<dyn CredentialMechanism>; 8] = [
         Arc::new(Sql),
         Arc::new(Redis),
         Arc::new(Nats::new(clock.clone())),
         Arc::new(S3::new(clock.clone())),
         Arc::new(Cassandra),
         Arc::new(CouchDb::new()),
+        Arc::new(Statements),
+        Arc::new(Http::new()),
     ];
     all.into_iter().map(|m| (m.name().to_owned(), m)).collect()
 }
@@ -178,7 +183,7 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
             .clone()
             .map(|keycloak| keycloak as Arc<dyn BindingIdentity>),
         vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
-        projection: None,
+        projection: provisioner.projection(),
         mechanisms: mechanisms(&clock),
         secrets,
         clock,
@@ -214,6 +219,38 @@ fn engine_settings(config: &Config, role: Role) -> Settings {
             (_, config::Drift::Report) => Drift::Report,
         },
         drift_every: Duration::from_secs(60 * config.provisioner.kubernetes.drift_minutes),
+        delivery: ways(&config.bindings.delivery),
+        platforms: config
+            .platforms
+            .iter()
+            .map(|platform| {
+                let namespaces = config.bindings.secret_namespaces.get(&platform.name);
+                let own = PlatformWays {
+                    delivery: ways(&platform.delivery),
+                    namespaces: namespaces.cloned().unwrap_or_default(),
+                };
+                (platform.name.clone(), own)
+            })
+            .collect(),
+        service_accounts: config
+            .keycloak
+            .as_ref()
+            .is_some_and(|keycloak| keycloak.kubernetes_provider.is_some()),
+        rotation_grace: config
+            .bindings
+            .rotation_grace_seconds
+            .map_or(Settings::default().rotation_grace, |seconds| {
+                Duration::from_secs(u64::from(seconds))
+            }),
         ..Settings::default()
     }
+}
+
+fn ways(configured: &[config::Delivery]) -> Vec<Delivery> {
+    let way = |way: &config::Delivery| match way {
+        config::Delivery::Reference => Delivery::Reference,
+        config::Delivery::Secret => Delivery::Secret,
+        config::Delivery::Inline => Delivery::Inline,
+    };
+    configured.iter().map(way).collect()
 }

@@ -5,7 +5,7 @@ use super::{
     vault as vaults,
 };
 use crate::config::{Config, DeletedLastOperation, Tls};
-use crate::engine::{Engine, Runner, Sweeper};
+use crate::engine::{Engine, Reconciler, Runner, Sweeper};
 use crate::http::{self, DeletedAnswer, MissingVersion};
 use crate::telemetry;
 use actix_web::dev::ServerHandle;
@@ -25,6 +25,8 @@ use tracing::{error, info};
 const OFTEN: Duration = Duration::from_secs(2);
 /// How often the world outside is compared with the rows.
 const SELDOM: Duration = Duration::from_mins(1);
+/// How often bindings are compared with the clients, secrets and users that are there.
+const RECONCILE_MINUTES: u32 = 60;
 
 /// Runs the broker until SIGTERM or SIGINT, or until it cannot go on.
 ///
@@ -78,6 +80,11 @@ pub async fn serve(
         }
         if let Some(keycloak) = keycloak {
             work.spawn(keycloaks::watch(keycloak, engine.clone(), stop.clone()));
+        }
+        let minutes = u64::from(config.bindings.reconcile_minutes.unwrap_or(RECONCILE_MINUTES));
+        if minutes > 0 {
+            let every = Duration::from_secs(60 * minutes);
+            work.spawn(Reconciler::new(engine.clone()).run(stop.clone(), every));
         }
     }
     work.spawn(catalog::watch(

@@ -16,6 +16,9 @@ use tracing::{error, info, warn};
 
 /// Where a cluster puts the token of a pod's service account.
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+/// What `/readyz` says of a vault that the broker cannot work with.
+const UNFIT: &str =
+    "The vault is not as the broker needs it; the broker's log and `chandler doctor` say what is missing.";
 /// How often the token is looked after, and a vault that is not in order.
 const OFTEN: Duration = Duration::from_secs(15);
 /// How often a vault in order is looked at.
@@ -193,11 +196,9 @@ pub(super) async fn watch(vault: Arc<Vault>, engine: Arc<Engine>, stop: Cancella
             if found != told {
                 tell(&found);
             }
-            let why = found.iter().find(|finding| finding.grade == Grade::Error);
-            engine.hold_back(
-                "vault",
-                why.map(|finding| format!("The vault is not as the broker needs it. {}", finding.text)),
-            );
+            // Everybody may ask whether the broker is ready: what exactly is missing stands in the log.
+            let unfit = found.iter().any(|finding| finding.grade == Grade::Error);
+            engine.hold_back("vault", unfit.then(|| UNFIT.to_owned()));
             told = found;
             next = Instant::now() + if worst <= Grade::Warning { SELDOM } else { OFTEN };
         } else if let Err(why) = vault.keep_logged_in().await {

@@ -14,6 +14,7 @@
 
 mod dev_cli;
 mod drop_in;
+mod examples;
 mod kill9;
 mod replicas;
 mod secrets;

@@ -109,7 +109,14 @@ fn libraries_stay_home() {
     let homes: &[(&str, &[&str])] = &[
         ("actix_web", &["http", "app"]),
         ("utoipa", &["http"]),
-        ("sqlx", &["store", "adapters/credentials/sql"]),
+        (
+            "sqlx",
+            &[
+                "store",
+                "adapters/credentials/sql",
+                "adapters/credentials/statements/session",
+            ],
+        ),
         ("redis", &["adapters/credentials/redis"]),
         ("async_nats", &["adapters/credentials/nats"]),
         ("scylla", &["adapters/credentials/cassandra"]),
@@ -125,7 +132,7 @@ fn libraries_stay_home() {
                 "cli/fetch",
             ],
         ),
-        ("jsonwebtoken", &["adapters/keycloak"]),
+        ("jsonwebtoken", &["adapters/keycloak", "cli/fetch"]),
         ("clap", &["cli", "main"]),
         ("kube", &["adapters/kubernetes"]),
         ("k8s_openapi", &["adapters/kubernetes"]),

@@ -2,8 +2,9 @@
 //! function runs. In what it differs from CouchDB is in `tests/real/couchdb/fake.rs`.
 
 use crate::contract::{self, Kit, Server as _, Session as _, grant, settle};
-use crate::couchdb_client::{Couch, admin};
+use crate::couchdb_client::{Couch, Documents, admin};
 use crate::servers::Pouch;
+use crate::services::{Service, examples};
 use chandler::ports::CredentialMechanism;
 use serde_json::json;
 
@@ -18,6 +19,15 @@ fn start() -> (Pouch, Couch) {
 async fn a_compatible_server_keeps_the_contract() {
     let (_running, couch) = start();
     contract::whole_life(&couch).await;
+}
+
+/// The same server by requests that stand in a catalog folder.
+#[tokio::test]
+async fn a_service_by_requests_keeps_the_contract() {
+    let service = Service::load(&examples(), "documents", &json!({}));
+    let running = Pouch::start(service.admin.text("password"));
+    let port = running.port;
+    contract::whole_life(&Documents { service, port }).await;
 }
 
 #[tokio::test]

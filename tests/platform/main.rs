@@ -1,5 +1,5 @@
 //! Against servers that no Debian package brings: credential mechanisms on MinIO, Cassandra and a CouchDB-compatible one,
-//! bindings' clients on Keycloak, and Keycloak and Vault together.
+//! adapters on Vault and Keycloak, and both together.
 //!
 //! Not part of `make test`: `make test-real` runs it. Each test starts its server on loopback in a directory of its
 //! own and kills it when its guard drops; for Keycloak and Vault it makes realms and mounts of its own on those of the
@@ -29,7 +29,11 @@ mod realm;
 #[allow(dead_code, reason = "each test target uses a part")]
 mod s3_client;
 mod servers;
+#[path = "../real/services.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod services;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
 mod together;
+mod vault;

@@ -20,4 +20,7 @@ mod nats;
 mod postgres;
 mod redis;
 mod rustfs;
+mod services;
+mod statements;
+mod steps;
 mod support;

@@ -66,7 +66,8 @@ impl Pg {
     }
 }
 
-async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), String> {
+/// Runs statements.
+pub async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), String> {
     let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
         .execute(connection)
         .await;
@@ -87,7 +88,8 @@ async fn number(connection: &mut PgConnection, sql: &str) -> i64 {
     row.0
 }
 
-struct PgSession(PgConnection);
+/// An application that keeps its things in the table `kit`.
+pub struct PgSession(pub PgConnection);
 
 #[async_trait]
 impl Session for PgSession {

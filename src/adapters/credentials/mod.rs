@@ -3,6 +3,8 @@
 pub mod cassandra;
 mod common;
 pub mod couchdb;
+mod holes;
+pub mod http;
 pub mod nats;
 pub mod password;
 pub mod redis;
@@ -12,4 +14,5 @@ mod sql_cockroach;
 mod sql_postgres;
 mod sql_settings;
 mod sql_text;
+pub mod statements;
 mod web;

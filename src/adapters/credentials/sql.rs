@@ -14,7 +14,7 @@ use super::password;
 use super::sql_settings::{Names, Settings};
 use super::sql_text::{Ident, Verifier, timestamp};
 use crate::domain::instance::Millis;
-use crate::domain::names::{self, backend_user};
+use crate::domain::names;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use async_trait::async_trait;
@@ -416,7 +416,7 @@ impl CredentialMechanism for Sql {
             )));
         }
         Settings::of(target)?.names.group(&grant.role)?;
-        let handle = backend_user(&grant.bid);
+        let handle = grant.user();
         let secret = Secret::from_pairs([("username", handle.clone()), ("password", password::generate()?)]);
         Ok(NewUser { handle, secret })
     }
@@ -503,14 +503,15 @@ impl CredentialMechanism for Sql {
 /// The user's name, provided it is the one this binding must have.
 fn own_user(grant: &Grant, user: &NewUser) -> PortResult<Ident> {
     let name = Ident::user(&user.handle)?;
-    if user.handle == backend_user(&grant.bid) && user.secret.text("username") == user.handle {
+    if user.handle == grant.user() && user.secret.text("username") == user.handle {
         Ok(name)
     } else {
         Err(not_this_bindings())
     }
 }
 
-fn lock_key(thing: &str) -> i64 {
+/// The number of the lock by which workers that act on the same thing take turns.
+pub(super) fn lock_key(thing: &str) -> i64 {
     let hash = Sha256::digest(format!("chandler {thing}"));
     hash.iter()
         .take(8)
@@ -531,7 +532,7 @@ async fn within<T>(limit: Duration, work: impl Future<Output = PortResult<T>> + 
 }
 
 /// Sorts a failure by SQLSTATE. The server's text goes to the log only, and not where it would quote our statement.
-fn explain(error: sqlx::Error) -> PortError {
+pub(super) fn explain(error: sqlx::Error) -> PortError {
     use PortErrorKind::{Conflict, Denied, Gone, Invalid, Transient};
     let sqlx::Error::Database(error) = error else {
         let message = match &error {

@@ -83,8 +83,53 @@ pub(super) struct Settings {
     pub extensions: Vec<Ident>,
     /// Sessions one binding may hold.
     pub connection_limit: u16,
-    sslmode: PgSslMode,
-    sslrootcert: Option<String>,
+    tls: Tls,
+}
+
+/// How connections are secured: the settings `sslmode` and `sslrootcert`.
+pub(super) struct Tls {
+    pub mode: PgSslMode,
+    /// Path of a PEM file.
+    pub root: Option<String>,
+}
+
+impl Tls {
+    /// Reads the two settings; none when one is wrong.
+    pub fn parse(settings: &Map<String, Value>, errors: &mut Vec<String>) -> Option<Self> {
+        let text = |key: &str| settings.get(key).map(|v| v.as_str().unwrap_or_default());
+        let mode = match text("sslmode").unwrap_or("disable") {
+            "disable" => Some(PgSslMode::Disable),
+            "require" => Some(PgSslMode::Require),
+            "verify-ca" => Some(PgSslMode::VerifyCa),
+            "verify-full" => Some(PgSslMode::VerifyFull),
+            _ => None,
+        };
+        if mode.is_none() {
+            errors.push("sslmode: must be disable, require, verify-ca or verify-full".to_owned());
+        }
+        let root = text("sslrootcert").map(str::to_owned);
+        if root.as_deref() == Some("") {
+            errors.push("sslrootcert: must be the path of a PEM file".to_owned());
+        }
+        mode.map(|mode| Self { mode, root })
+    }
+
+    /// How to connect to a PostgreSQL `database` as `login`; what is stated here wins over `PG*` variables of the environment.
+    pub fn postgres(&self, target: &Target, login: &Secret, database: &str) -> PgConnectOptions {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(&target.endpoint.host)
+            .port(target.endpoint.port)
+            .username(login.text("username"))
+            .password(login.text("password"))
+            .database(database)
+            .application_name("chandler")
+            .ssl_mode(self.mode)
+            .disable_statement_logging();
+        match &self.root {
+            Some(path) => options.ssl_root_cert(path),
+            None => options,
+        }
+    }
 }
 
 impl Settings {
@@ -156,29 +201,14 @@ impl Settings {
             errors.push("connection_limit: must be a number from 1 to 65535".to_owned());
         }
 
-        let sslmode = match text("sslmode").unwrap_or("disable") {
-            "disable" => Some(PgSslMode::Disable),
-            "require" => Some(PgSslMode::Require),
-            "verify-ca" => Some(PgSslMode::VerifyCa),
-            "verify-full" => Some(PgSslMode::VerifyFull),
-            _ => None,
-        };
-        if sslmode.is_none() {
-            errors.push("sslmode: must be disable, require, verify-ca or verify-full".to_owned());
-        }
-        let sslrootcert = text("sslrootcert").map(str::to_owned);
-        if sslrootcert.as_deref() == Some("") {
-            errors.push("sslrootcert: must be the path of a PEM file".to_owned());
-        }
-
-        match (names, connection_limit, sslmode) {
-            (Some(names), Some(connection_limit), Some(sslmode)) if errors.is_empty() => Ok(Self {
+        let tls = Tls::parse(settings, &mut errors);
+        match (names, connection_limit, tls) {
+            (Some(names), Some(connection_limit), Some(tls)) if errors.is_empty() => Ok(Self {
                 dialect,
                 names,
                 extensions,
                 connection_limit,
-                sslmode,
-                sslrootcert,
+                tls,
             }),
             _ => Err(errors),
         }
@@ -192,26 +222,14 @@ impl Settings {
         })
     }
 
-    /// How to connect to `database` as `login`; what is stated here wins over `PG*` variables of the environment.
+    /// How to connect to `database` as `login`.
     pub(super) fn connect_options(
         &self,
         target: &Target,
         login: &Secret,
         database: &str,
     ) -> PgConnectOptions {
-        let options = PgConnectOptions::new_without_pgpass()
-            .host(&target.endpoint.host)
-            .port(target.endpoint.port)
-            .username(login.text("username"))
-            .password(login.text("password"))
-            .database(database)
-            .application_name("chandler")
-            .ssl_mode(self.sslmode)
-            .disable_statement_logging();
-        match &self.sslrootcert {
-            Some(path) => options.ssl_root_cert(path),
-            None => options,
-        }
+        self.tls.postgres(target, login, database)
     }
 }
 

@@ -4,10 +4,12 @@
 //! followed and no proxy asked, because requests carry credentials meant for one server; no URL, header or body gets
 //! into an error.
 
+use crate::domain::instance::Endpoint;
 use crate::ports::{PortError, PortResult, Target};
 use reqwest::header::HeaderValue;
 use reqwest::redirect::Policy;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ pub(super) struct Request {
     /// Path and query, percent-encoded, with its leading `/`.
     pub path_and_query: String,
     /// Header names in lower case; values are treated as secret.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// Empty for none.
     pub body: Vec<u8>,
 }
@@ -56,14 +58,21 @@ pub(super) struct Base {
 impl Base {
     /// The endpoint of an instance, with TLS when the setting `tls` is true.
     pub fn of(target: &Target) -> Self {
-        let tls = target.settings.get("tls") == Some(&Value::Bool(true));
+        Self::at(
+            &target.endpoint,
+            target.settings.get("tls") == Some(&Value::Bool(true)),
+        )
+    }
+
+    /// An endpoint, with TLS or without.
+    pub fn at(endpoint: &Endpoint, tls: bool) -> Self {
         let (scheme, usual_port) = if tls { ("https", 443) } else { ("http", 80) };
-        let host = &target.endpoint.host;
+        let host = &endpoint.host;
         let host = match host.parse::<Ipv6Addr>() {
             Ok(address) => format!("[{address}]"),
             Err(_) => host.clone(),
         };
-        let port = target.endpoint.port;
+        let port = endpoint.port;
         let authority = if port == usual_port {
             host
         } else {
@@ -109,7 +118,7 @@ impl Web {
         for (name, value) in &request.headers {
             let mut value = HeaderValue::from_str(value).map_err(|_| bad_request())?;
             value.set_sensitive(true);
-            sending = sending.header(*name, value);
+            sending = sending.header(name.as_ref(), value);
         }
         let mut response = sending.body(request.body).send().await.map_err(explain)?;
         let mut body = Vec::new();
@@ -158,7 +167,6 @@ fn explain(error: reqwest::Error) -> PortError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::domain::instance::Endpoint;
     use crate::domain::secret::Secret;
     use crate::ports::PortErrorKind;
     use serde_json::json;
@@ -185,7 +193,7 @@ mod tests {
         Request {
             method: "GET",
             path_and_query: path_and_query.to_owned(),
-            headers: vec![("authorization", "Basic c2VjcmV0".to_owned())],
+            headers: vec![("authorization".into(), "Basic c2VjcmV0".to_owned())],
             body: Vec::new(),
         }
     }

@@ -178,7 +178,8 @@ impl BindingVault for Vault {
         let place: [&str; 3] = [&place[0], &place[1], &place[2]];
         let store = self.bindings();
         // A later generation follows one that was there: that is looked at first, so that a worker that comes too late
-        // changes nothing. The first one is written straight away, which costs a bind no look.
+        // changes nothing. The first one is written straight away, which costs a bind no look: a worker that comes too
+        // late with that can put back older notes, no more.
         if generation > 0 {
             match store.version(&place).await? {
                 Some(version) if version == generation => {}

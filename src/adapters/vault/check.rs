@@ -4,11 +4,11 @@
 //! Nothing is written by looking. A person's look never uses up a wrapped secret id, which the broker itself needs.
 
 use super::Vault;
-use super::fault::{self, Health};
+use super::fault::{self, Health, Product};
 use super::http::Request;
 use super::login::bytes;
 use super::policy::{self, Ban, Rule};
-use crate::ports::{Finding, PortResult};
+use crate::ports::{Finding, PortErrorKind, PortResult};
 use serde_json::{Value, json};
 
 /// Who looks.
@@ -33,10 +33,10 @@ pub struct Minimum {
 
 impl Minimum {
     fn judge(&self, health: &Health) -> Finding {
-        let (name, minimum) = if health.openbao {
-            ("OpenBao", &self.openbao)
-        } else {
-            ("Vault", &self.vault)
+        let name = health.product.name();
+        let minimum = match health.product {
+            Product::Vault => &self.vault,
+            Product::OpenBao => &self.openbao,
         };
         let version = &health.version;
         match (numbers(version), numbers(minimum)) {
@@ -184,7 +184,17 @@ impl Vault {
             .collect();
         let body = bytes(json!({"paths": paths}))?;
         let request = Request::post("sys/capabilities-self", &body);
-        let answer = self.session.call(request).await?;
+        let answer = match self.session.call(request).await {
+            Err(why) if why.kind == PortErrorKind::Denied => {
+                return Ok(vec![Finding::error(format!(
+                    "The broker may not even ask for its rights: its token lacks the policy {} ({}); \
+                     `chandler bootstrap vault` makes policy and role.",
+                    policy::broker_name(&self.settings),
+                    why.detail
+                ))]);
+            }
+            answer => answer?,
+        };
         if !answer.is_success() {
             return Err(fault::refusal(&self.session.http, &request, &answer).await);
         }
@@ -268,13 +278,13 @@ mod tests {
     use super::*;
     use crate::ports::Grade;
 
-    fn health(version: &str, openbao: bool) -> Health {
+    fn health(version: &str, product: Product) -> Health {
         Health {
             initialized: true,
             sealed: false,
             standby: false,
             version: version.to_owned(),
-            openbao,
+            product,
         }
     }
 
@@ -285,21 +295,24 @@ mod tests {
             openbao: "2.6.2".to_owned(),
             refuse_older: false,
         };
-        for (version, openbao, grade) in [
-            ("2.0.4", false, Grade::Good),
-            ("2.0.4+ent", false, Grade::Good),
-            ("2.1.0-rc1", false, Grade::Good),
-            ("1.21.4", false, Grade::Warning),
-            ("2.0.10", false, Grade::Good),
-            ("2.6.2", true, Grade::Good),
-            ("2.6.1", true, Grade::Warning),
-            ("10.0.0", true, Grade::Good),
-            ("dev", true, Grade::Warning),
+        for (version, product, grade) in [
+            ("2.0.4", Product::Vault, Grade::Good),
+            ("2.0.4+ent", Product::Vault, Grade::Good),
+            ("2.1.0-rc1", Product::Vault, Grade::Good),
+            ("1.21.4", Product::Vault, Grade::Warning),
+            ("2.0.10", Product::Vault, Grade::Good),
+            ("2.6.2", Product::OpenBao, Grade::Good),
+            ("2.6.1", Product::OpenBao, Grade::Warning),
+            ("10.0.0", Product::OpenBao, Grade::Good),
+            ("dev", Product::OpenBao, Grade::Warning),
         ] {
-            assert_eq!(minimum.judge(&health(version, openbao)).grade, grade, "{version}");
+            assert_eq!(minimum.judge(&health(version, product)).grade, grade, "{version}");
         }
         minimum.refuse_older = true;
-        assert_eq!(minimum.judge(&health("1.21.4", false)).grade, Grade::Error);
+        assert_eq!(
+            minimum.judge(&health("1.21.4", Product::Vault)).grade,
+            Grade::Error
+        );
     }
 
     #[test]

@@ -22,8 +22,36 @@ pub struct Health {
     pub standby: bool,
     /// Such as `1.21.4`.
     pub version: String,
-    /// OpenBao instead of Vault.
-    pub openbao: bool,
+    /// Which of the two it is.
+    pub product: Product,
+}
+
+/// The servers that speak this API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Product {
+    /// HashiCorp Vault.
+    Vault,
+    /// OpenBao.
+    OpenBao,
+}
+
+impl Product {
+    /// OpenBao began with 2.0 and does not know editions.
+    fn of(health: &Value, version: &str) -> Self {
+        if health.get("enterprise").is_none() && !version.starts_with("1.") {
+            Self::OpenBao
+        } else {
+            Self::Vault
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vault => "Vault",
+            Self::OpenBao => "OpenBao",
+        }
+    }
 }
 
 impl Health {
@@ -48,8 +76,7 @@ impl Health {
             initialized,
             sealed,
             standby: answer.body["standby"].as_bool().unwrap_or_default(),
-            // OpenBao began with 2.0 and does not know editions.
-            openbao: answer.body.get("enterprise").is_none() && !version.starts_with("1."),
+            product: Product::of(&answer.body, &version),
             version,
         })
     }
@@ -81,22 +108,16 @@ pub(super) fn bad_request(request: &Request<'_>) -> PortError {
 /// Turns an answer that says no into an error.
 pub(super) async fn refusal(http: &Http, request: &Request<'_>, answer: &Answer) -> PortError {
     let mut error = sentence(answer);
-    if error.kind == PortErrorKind::Transient {
-        // The reason may be the server's state, which it tells anybody.
-        match Health::of(http).await {
-            Ok(health) => {
-                if let Some(trouble) = health.trouble() {
-                    error = trouble;
-                } else if health.standby && answer.status != 429 {
-                    error = PortError::transient(
-                        "The vault's node is a standby that does not reach the active one; try again, or tell the broker's operator.",
-                    );
-                }
-            }
-            Err(why) if why.kind == PortErrorKind::Transient && why.message.contains("reached") => {
-                error = why
-            }
-            Err(_) => {}
+    // The reason may be the server's state, which it tells anybody.
+    if error.kind == PortErrorKind::Transient
+        && let Ok(health) = Health::of(http).await
+    {
+        if let Some(trouble) = health.trouble() {
+            error = trouble;
+        } else if health.standby && answer.status >= 500 {
+            error = PortError::transient(
+                "The vault's node is a standby that does not reach the active one; try again, or tell the broker's operator.",
+            );
         }
     }
     error.with_detail(told(request, answer))
@@ -190,7 +211,7 @@ mod tests {
             sealed: false,
             standby: true,
             version: "2.6.2".to_owned(),
-            openbao: true,
+            product: Product::OpenBao,
         };
         assert!(health.trouble().is_none());
         health.sealed = true;

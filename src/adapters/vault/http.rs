@@ -279,7 +279,7 @@ fn explain(request: &Request<'_>, error: reqwest::Error) -> PortError {
     } else if error.is_connect() {
         "The vault cannot be reached."
     } else {
-        "The vault broke off its answer."
+        "The vault ended the connection without an answer."
     };
     let why = reasons(&error.without_url());
     PortError::transient(message).with_detail(format!("{}: {why}", request.line()))

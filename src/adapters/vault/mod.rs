@@ -18,9 +18,8 @@ mod setup;
 mod tests;
 
 pub use check::{Looker, Minimum};
-pub use fault::Health;
+pub use fault::{Health, Product};
 pub use login::{LogIn, ReadSecret};
-pub use policy::{BINDING_POLICY, BROKER_POLICY};
 pub use secrets::InstanceSecrets;
 pub use setup::{BrokerLogIn, Change, Setup, Step};
 

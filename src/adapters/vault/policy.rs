@@ -8,10 +8,16 @@
 use super::VaultSettings;
 use std::fmt::Write as _;
 
-/// Name of the broker's policy.
-pub const BROKER_POLICY: &str = "osb-broker";
+/// Name of the broker's policy: `osb-broker`, or as the store of bindings' secrets is called. Two brokers with stores of
+/// their own can share a vault.
+pub(super) fn broker_name(settings: &VaultSettings) -> String {
+    format!("{}-broker", settings.kv_mount.replace('/', "-"))
+}
+
 /// Name of the policy that all bindings share.
-pub const BINDING_POLICY: &str = "osb-binding";
+pub(super) fn binding_name(settings: &VaultSettings) -> String {
+    format!("{}-binding", settings.kv_mount.replace('/', "-"))
+}
 
 /// A client's name that nobody has: doctor asks about it.
 const NOBODY: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -145,11 +151,11 @@ pub(super) fn bans(settings: &VaultSettings) -> Vec<Ban> {
     let ban = |path: String, danger| Ban { path, danger };
     vec![
         ban(
-            format!("sys/policies/acl/{BINDING_POLICY}"),
+            format!("sys/policies/acl/{}", binding_name(settings)),
             "change what bindings may read",
         ),
         ban(
-            format!("sys/policies/acl/{BROKER_POLICY}"),
+            format!("sys/policies/acl/{}", broker_name(settings)),
             "give itself any right",
         ),
         ban(

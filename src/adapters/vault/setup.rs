@@ -7,7 +7,7 @@ use super::VaultSettings;
 use super::fault;
 use super::http::{Answer, Http, Request};
 use super::login::bytes;
-use super::policy::{self, BINDING_POLICY, BROKER_POLICY};
+use super::policy;
 use crate::domain::names::CLIENT_PREFIX;
 use crate::ports::{PortError, PortErrorKind, PortResult};
 use secrecy::SecretString;
@@ -92,7 +92,7 @@ enum Act {
     /// A configuration that others may rely on: written where there is none.
     WriteAbsent { path: String, body: Value },
     /// A policy; `{accessor}` in it stands for that of the applications' log-in.
-    Policy { name: &'static str, text: String },
+    Policy { name: String, text: String },
 }
 
 /// What became of a step.
@@ -138,26 +138,26 @@ impl Setup {
             ),
             step(
                 "the policy that all bindings share",
-                Act::Policy { name: BINDING_POLICY, text: policy::binding(settings, ACCESSOR) },
+                Act::Policy { name: policy::binding_name(settings), text: policy::binding(settings, ACCESSOR) },
             ),
             step(
                 "the role that bindings log in with",
                 Act::Write {
                     path: format!("auth/{jwt}/role/{}", settings.jwt_role),
-                    body: binding_role(&self.audience),
+                    body: binding_role(&self.audience, &policy::binding_name(settings)),
                 },
             ),
-            step("the broker's policy", Act::Policy { name: BROKER_POLICY, text: policy::broker(settings) }),
+            step("the broker's policy", Act::Policy { name: policy::broker_name(settings), text: policy::broker(settings) }),
         ]);
-        steps.extend(self.broker.steps());
+        steps.extend(self.broker.steps(&policy::broker_name(settings)));
         steps
     }
 
     /// The steps as commands of a shell, to be reviewed and run by an operator of the vault.
     pub fn script(&self) -> String {
         let mut text = String::from(
-            "# What chandler needs in the vault. Review it and run it as an operator of the vault; for OpenBao read `bao` for `vault`.\n\
-             # `chandler bootstrap vault --apply` does the same. Both may be repeated.\nset -eu\n",
+            "# What chandler needs in the vault. Review it and run it as an operator of the vault; for OpenBao read\n\
+             # `bao` for `vault`. `chandler bootstrap vault --apply` does the same. Both may be repeated.\nset -eu\n",
         );
         let _ = writeln!(text, "export VAULT_ADDR={}", quoted(&self.settings.address));
         if let Some(namespace) = &self.settings.namespace {
@@ -173,7 +173,7 @@ impl Setup {
 
     /// What is left to do, as comments of a shell.
     pub fn hint(&self) -> String {
-        self.broker.hint()
+        self.broker.hint(&policy::broker_name(&self.settings))
     }
 
     /// Does every step with an operator's token, and tells each as it is done.
@@ -237,7 +237,7 @@ fn store(mount: &str, description: &str, what: &str) -> Vec<Step> {
 
 /// A client's name is all that is believed of a token beside the marks that the broker gave it. The claims that are mapped
 /// serve the audit log; no policy is filled in with them.
-fn binding_role(audience: &str) -> Value {
+fn binding_role(audience: &str, policy: &str) -> Value {
     json!({
         "role_type": "jwt",
         "bound_audiences": [audience],
@@ -245,7 +245,7 @@ fn binding_role(audience: &str) -> Value {
         "bound_claims_type": "glob",
         "bound_claims": {"azp": format!("{CLIENT_PREFIX}*"), "osb_kind": "binding"},
         "claim_mappings": {"osb_tenant": "tenant", "osb_instance": "instance"},
-        "token_policies": [BINDING_POLICY],
+        "token_policies": [policy],
         "token_no_default_policy": true,
         "token_type": "batch",
         "token_ttl": BINDING_TOKEN_SECONDS,
@@ -258,7 +258,7 @@ fn binding_role(audience: &str) -> Value {
 }
 
 impl BrokerLogIn {
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&self, policy: &str) -> Vec<Step> {
         let mount_step = |kind: &str, mount: &str| {
             step(
                 "the broker's log-in",
@@ -288,7 +288,7 @@ impl BrokerLogIn {
                 let mut body = json!({
                     "bound_service_account_names": [service_account],
                     "bound_service_account_namespaces": [namespace],
-                    "token_policies": [BROKER_POLICY],
+                    "token_policies": [policy],
                     "token_no_default_policy": true,
                     "token_period": BROKER_TOKEN_SECONDS,
                 });
@@ -315,7 +315,7 @@ impl BrokerLogIn {
             }
             Self::AppRole { mount, role, cidrs } => {
                 let mut body = json!({
-                    "token_policies": [BROKER_POLICY],
+                    "token_policies": [policy],
                     "token_no_default_policy": true,
                     "token_period": BROKER_TOKEN_SECONDS,
                     "bind_secret_id": true,
@@ -342,21 +342,29 @@ impl BrokerLogIn {
     }
 
     /// What is left to do, as comments.
-    fn hint(&self) -> String {
-        match self {
-            Self::Kubernetes { audience: Some(audience), .. } => format!(
-                "\n# Mount a projected service account token for the audience \"{audience}\" into the broker's pod: vault.login.token_file.\n"
+    fn hint(&self, policy: &str) -> String {
+        let lines = match self {
+            Self::Kubernetes {
+                audience: Some(audience),
+                ..
+            } => format!(
+                "Mount a projected service account token for the audience \"{audience}\" into the broker's pod:\n\
+                 vault.login.token_file."
             ),
-            Self::Kubernetes { audience: None, .. } => "\n# Any token of the service account logs in. Safer is one for the vault alone: set vault.login.token_file to a projected\n\
-                 # token and print this again.\n"
-                .to_owned(),
+            Self::Kubernetes { audience: None, .. } => {
+                "Any token of the service account logs in. Safer is one for the vault alone: set vault.login.token_file\n\
+                 to a projected token and do this again."
+                    .to_owned()
+            }
             Self::AppRole { mount, role, .. } => format!(
-                "\n# Then, for vault.login of the broker's configuration, and anew at each start when it is wrapped:\n\
-                 #   vault read -field=role_id auth/{mount}/role/{role}/role-id > role-id\n\
-                 #   (umask 077; vault write -f -wrap-ttl=15m -field=wrapping_token auth/{mount}/role/{role}/secret-id > secret-id)\n"
+                "Then, for vault.login of the broker's configuration (with `wrapped: true`, anew for each start):\n  \
+                 vault read -field=role_id auth/{mount}/role/{role}/role-id > role-id\n  \
+                 (umask 077; vault write -f -wrap-ttl=15m -field=wrapping_token \\\n    \
+                 auth/{mount}/role/{role}/secret-id > secret-id)"
             ),
-            Self::Token => format!("\n# Give the broker a token that has the policy {BROKER_POLICY}: vault.login.token_file.\n"),
-        }
+            Self::Token => format!("Give the broker a token that has the policy {policy}: vault.login.token_file."),
+        };
+        format!("\n# {}\n", lines.replace('\n', "\n# "))
     }
 }
 
@@ -378,7 +386,8 @@ impl Act {
                 json(body)
             ),
             Self::Policy { name, text } if text.contains(ACCESSOR) => format!(
-                "accessor=$(vault read -field=accessor sys/auth/{jwt_mount})\nvault policy write {name} - <<END\n{}END\n",
+                "accessor=$(vault read -field=accessor sys/auth/{jwt_mount})\n\
+                 vault policy write {name} - <<END\n{}END\n",
                 text.replace(ACCESSOR, "$accessor")
             ),
             Self::Policy { name, text } => format!("vault policy write {name} - <<'END'\n{text}END\n"),

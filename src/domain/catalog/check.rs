@@ -2,7 +2,7 @@
 //! (osb-rules §18), and what the engine relies on.
 
 use super::load::{Loaded, Problems};
-use super::{Plan, Schema, raw};
+use super::{Plan, Schema, mechanism, raw};
 use crate::domain::params;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -451,6 +451,11 @@ fn binding(one: &Loaded<'_>, problems: &mut Problems) {
             format!("process.yaml has no port `{}`", binding.endpoint),
         );
     }
+    for member in mechanism::literal_settings(&binding.mechanism) {
+        if let Some(value) = binding.settings.source().get(member) {
+            literal(value, &format!("settings.{member}"), &file, one, problems);
+        }
+    }
     let credentials = binding.credentials.source();
     if !credentials.get("type").is_some_and(Value::is_string) {
         problems.add(
@@ -496,6 +501,40 @@ fn binding(one: &Loaded<'_>, problems: &mut Problems) {
                 );
             }
         }
+    }
+}
+
+/// Nothing in `value` may be an expression: it would be filled in before the mechanism could quote what it gives.
+/// What it takes from a binding's parameters by holes (`{params.name}`) must be a parameter that there is.
+fn literal(value: &Value, path: &str, file: &str, one: &Loaded<'_>, problems: &mut Problems) {
+    match value {
+        Value::String(text) if text.contains("${") => problems.add(
+            file,
+            path,
+            "must hold no `${…}`: name what it gives in `settings.values`, and write a hole such as `{name}` here",
+        ),
+        Value::String(text) => {
+            for hole in text.split("{params.").skip(1) {
+                let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                let name: String = hole.chars().take_while(|c| name(*c)).collect();
+                let mut plans = one.offering.plans.iter();
+                if let Some(plan) = plans.find(|plan| !properties(&plan.schemas.bind).any(|known| *known == name)) {
+                    let message = format!("bind.schema.json of plan {} has no parameter `{name}`", plan.name);
+                    problems.add(file, path, message);
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                literal(item, &format!("{path}[{i}]"), file, one, problems);
+            }
+        }
+        Value::Object(members) => {
+            for (name, item) in members {
+                literal(item, &format!("{path}.{name}"), file, one, problems);
+            }
+        }
+        _ => {}
     }
 }
 

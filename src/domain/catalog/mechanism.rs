@@ -16,20 +16,33 @@ struct Words {
     name: &'static str,
     admin: &'static [Member],
     user: &'static [Member],
+    /// Members of `settings` in which no `${…}` may stand.
+    literal: &'static [&'static str],
 }
 
 const PASSWORD: &[Member] = &[("username", PUBLIC), ("password", SECRET)];
+
+/// What is run on a server as it stands: values come in through holes, which the mechanism quotes.
+const LISTS: &[&str] = &["prepare", "issue", "verify", "revoke", "list"];
 
 const KNOWN: &[Words] = &[
     Words {
         name: "cassandra",
         admin: PASSWORD,
         user: PASSWORD,
+        literal: &[],
     },
     Words {
         name: "couchdb",
         admin: PASSWORD,
         user: PASSWORD,
+        literal: &[],
+    },
+    Words {
+        name: "http",
+        admin: PASSWORD,
+        user: PASSWORD,
+        literal: LISTS,
     },
     Words {
         name: "nats",
@@ -56,6 +69,7 @@ const KNOWN: &[Words] = &[
             ("account", PUBLIC),
             ("inbox_prefix", PUBLIC),
         ],
+        literal: &[],
     },
     Words {
         name: "redis",
@@ -65,16 +79,25 @@ const KNOWN: &[Words] = &[
             ("password_sha256", SECRET),
         ],
         user: PASSWORD,
+        literal: &[],
     },
     Words {
         name: "s3",
         admin: PASSWORD,
         user: &[("access_key_id", PUBLIC), ("secret_access_key", SECRET)],
+        literal: &[],
     },
     Words {
         name: "sql",
         admin: PASSWORD,
         user: PASSWORD,
+        literal: &[],
+    },
+    Words {
+        name: "statements",
+        admin: PASSWORD,
+        user: PASSWORD,
+        literal: LISTS,
     },
 ];
 
@@ -128,6 +151,11 @@ pub fn admin_members(mechanism: &str) -> Vec<&'static str> {
 /// Names of the `user.*` members a mechanism makes; empty for an unknown one.
 pub fn user_members(mechanism: &str) -> Vec<&'static str> {
     words(mechanism).map(|w| names(w.user)).unwrap_or_default()
+}
+
+/// Members of `settings` in which no `${…}` may stand, because it would be filled in without being quoted.
+pub(super) fn literal_settings(mechanism: &str) -> &'static [&'static str] {
+    words(mechanism).map(|w| w.literal).unwrap_or_default()
 }
 
 /// Whether an `admin.*` member may be seen by every user of the machine, as arguments are.

@@ -456,16 +456,41 @@ fn served_catalog_has_the_osb_shape_and_nothing_else() {
             },
         ],
     }]});
-    assert_eq!(catalog.served(&|_, _| true), expected);
+    assert_eq!(catalog.served(&|_, _| true, &Map::new()), expected);
 }
 
 #[test]
 fn served_leaves_out_what_is_not_offered() {
     let catalog = Catalog::load(&sources(), &KnownMechanisms).unwrap();
-    let served = catalog.served(&|_, plan| plan.name == "small");
+    let served = catalog.served(&|_, plan| plan.name == "small", &Map::new());
     assert_eq!(served["services"][0]["plans"].as_array().unwrap().len(), 1);
     // The only plan it could change to is not there.
     assert_eq!(served["services"][0]["plans"][0]["plan_updateable"], json!(false));
     assert_eq!(served["services"][0]["plan_updateable"], json!(false));
-    assert_eq!(catalog.served(&|_, _| false), json!({"services": []}));
+    assert_eq!(
+        catalog.served(&|_, _| false, &Map::new()),
+        json!({"services": []})
+    );
+}
+
+#[test]
+fn what_runs_on_a_server_as_it_stands_holds_no_expression() {
+    let settings = "mechanism: statements\nsettings:\n  values: {database: '${plan.nested.a}'}\n  issue:\n    \
+                    - sql: DROP ROLE ${plan.size}\n    - SELECT '$${'\n    - '{params.prefix:literal} {params.nope:literal}'\n  list: ${plan.size}\n";
+    let sources = changed(
+        "catalog/store/binding.yaml",
+        "mechanism: redis\nsettings: {size: '${plan.size}'}\n",
+        settings,
+    );
+    let found = problems(&sources);
+    for path in ["settings.issue[0].sql", "settings.issue[1]", "settings.list"] {
+        let told = format!("catalog/store/binding.yaml: {path}: must hold no `${{…}}`");
+        assert!(found.contains(&told), "{path}: {found}");
+    }
+    assert_eq!(found.matches("must hold no").count(), 3, "{found}");
+    assert!(
+        found.contains("settings.issue[2]: bind.schema.json of plan large has no parameter `nope`"),
+        "{found}"
+    );
+    assert!(!found.contains("`prefix`"), "{found}");
 }

@@ -88,9 +88,7 @@ fn extreme(name: &str, property: &Value) -> Value {
 }
 
 pub fn placement(name: &str, kinds: &[String]) -> Map<String, Value> {
-    let place =
-        json!({"name": name, "namespace": NAMESPACE, "cluster": {"domain": "cluster.local", "kinds": kinds}});
-    place.as_object().unwrap().clone()
+    manifest::cluster_place(name, NAMESPACE, "cluster.local", kinds)
 }
 
 /// Secrets that show where they went.

@@ -1,6 +1,7 @@
 //! A CouchDB-like server and an application that uses it, for the fake and for real ones.
 
 use crate::contract::{Server, Session};
+use crate::services::Service;
 use crate::support::endpoint;
 use async_trait::async_trait;
 use chandler::adapters::credentials::couchdb::CouchDb;
@@ -45,15 +46,21 @@ impl Couch {
 
     /// Somebody who logs in.
     pub fn client(&self, login: &Secret) -> Client {
-        Client {
-            port: self.port,
-            username: login.text("username").to_owned(),
-            password: login.text("password").to_owned(),
-        }
+        Client::new(self.port, login.text("username"), login.text("password"))
     }
 }
 
 impl Client {
+    /// Somebody who logs in to the server at `port`.
+    pub fn new(port: u16, username: &str, password: &str) -> Self {
+        let (username, password) = (username.to_owned(), password.to_owned());
+        Self {
+            port,
+            username,
+            password,
+        }
+    }
+
     /// Sends a request; answers status and JSON.
     pub async fn send(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let url = format!("http://127.0.0.1:{}{path}", self.port);
@@ -125,6 +132,36 @@ impl Server for Couch {
 
     async fn login(&self, user: &NewUser) -> Result<Box<dyn Session>, String> {
         let mut client = self.client(&user.secret);
+        if client.alive().await {
+            Ok(Box::new(client))
+        } else {
+            Err("the login is refused".to_owned())
+        }
+    }
+}
+
+/// The service of `examples/services`, which speaks to such a server by requests that are data.
+pub struct Documents {
+    /// The service.
+    pub service: Service,
+    /// Where its server listens.
+    pub port: u16,
+}
+
+#[async_trait]
+impl Server for Documents {
+    fn mechanism(&self) -> &dyn CredentialMechanism {
+        &self.service.mechanism
+    }
+
+    fn target(&self) -> Target {
+        self.service.target(self.port)
+    }
+
+    async fn login(&self, user: &NewUser) -> Result<Box<dyn Session>, String> {
+        let credentials = self.service.credentials(&self.target(), user);
+        let text = |name: &str| credentials[name].as_str().unwrap().to_owned();
+        let mut client = Client::new(self.port, &text("username"), &text("password"));
         if client.alive().await {
             Ok(Box::new(client))
         } else {

@@ -1,7 +1,7 @@
 //! `couchdb` on a strict fake: CouchDB itself comes from no package. Servers that run are tried in `tests/platform`.
 
-mod client;
-mod fake;
+pub mod client;
+pub mod fake;
 
 use crate::contract::{self, Kit, Server as _, Session as _, grant, settle};
 use chandler::domain::secret::Secret;
