@@ -167,8 +167,8 @@ impl Event {
         }
     }
 
-    /// The broker, or its operator, begins to revoke a binding.
-    pub fn ordered(cause: Cause, binding: &Binding, instance_id: &str, at: Millis) -> Self {
+    /// The broker, or its operator, begins `action` on a binding.
+    pub fn ordered(action: Action, cause: Cause, binding: &Binding, instance_id: &str, at: Millis) -> Self {
         let caller = Caller {
             platform: binding.platform.clone(),
             ..Caller::default()
@@ -177,7 +177,7 @@ impl Event {
             cause: cause.as_str().to_owned(),
             instance: binding.iid.clone(),
             binding: binding.bid.clone(),
-            ..Self::asked(&caller, Action::Revoke, instance_id, &binding.binding_id, at)
+            ..Self::asked(&caller, action, instance_id, &binding.binding_id, at)
         }
     }
 

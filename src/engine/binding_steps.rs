@@ -124,7 +124,7 @@ pub(super) fn user(engine: &Engine, binding: &Binding, stored: &Secret, second: 
     (grant(engine, binding, stored.text("role"), second), user)
 }
 
-pub(super) fn grant(engine: &Engine, binding: &Binding, role: &str, second: bool) -> Grant {
+fn grant(engine: &Engine, binding: &Binding, role: &str, second: bool) -> Grant {
     let served = engine.served();
     let attributes = &binding.attributes;
     let mut own = attributes.parameters.clone();

@@ -294,9 +294,9 @@ impl Engine {
                     if !there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state) {
                         return Ok(false);
                     }
-                    tx.audit(
-                        Event::ordered(cause, &seen, &instance.instance.instance_id, now).by(&operation_id),
-                    );
+                    let told =
+                        Event::ordered(Action::Revoke, cause, &seen, &instance.instance.instance_id, now);
+                    tx.audit(told.by(&operation_id));
                     let state = if seen.state == BindingState::Failed {
                         BindingState::Failed
                     } else {

@@ -27,7 +27,7 @@ const SIDE_BY_SIDE: usize = 8;
 const MAX_NOTE: usize = 512;
 
 /// Whether bindings handed over like this are in the vault, and have a client of their own.
-fn has(engine: &Engine, delivery: Delivery) -> (bool, bool) {
+pub(super) fn has(engine: &Engine, delivery: Delivery) -> (bool, bool) {
     // Whoever may read the Secret has the credentials: a client would be one more way in, for nobody.
     let wanted = delivery != Delivery::Secret;
     let ports = &engine.ports;

@@ -15,9 +15,8 @@ mod tests;
 
 pub use finding::{Done, Finding, Kind, Report};
 
-use super::Engine;
 use super::instance_steps::target;
-use crate::domain::binding::Binding;
+use super::{Engine, outside};
 use crate::domain::delivery::BindingRef;
 use crate::domain::instance::{Instance, InstanceState, Millis};
 use crate::domain::names;
@@ -236,7 +235,7 @@ impl Walk<'_> {
                 for secret in some {
                     self.report.looked_at[1] += 1;
                     let known = rows.get(&secret.bid);
-                    let in_place = known.is_some_and(|known| reference(&known.binding) == *secret);
+                    let in_place = known.is_some_and(|known| known.binding.reference() == *secret);
                     if in_place {
                         seen.add(&secret.bid);
                     }
@@ -273,10 +272,11 @@ impl Walk<'_> {
                     continue;
                 }
                 let binding = &known.binding;
-                if clients.is_some_and(|seen| !seen.holds(&binding.bid)) {
+                let (in_vault, has_client) = outside::has(self.engine, binding.delivery);
+                if has_client && clients.is_some_and(|seen| !seen.holds(&binding.bid)) {
                     self.client_missing(binding).await?;
                 }
-                if secrets.is_some_and(|seen| !seen.holds(&binding.bid)) {
+                if in_vault && secrets.is_some_and(|seen| !seen.holds(&binding.bid)) {
                     self.secret_missing(binding).await?;
                 }
             }
@@ -322,15 +322,38 @@ impl Walk<'_> {
         }
     }
 
+    /// Users beside the present ones, and whether they are let in.
+    async fn other_users(&mut self, rows: &Rows) -> Result<BTreeMap<String, bool>, Fail> {
+        let rotated = |known: &&KnownBinding| known.binding.rotations > 0;
+        let bids: Vec<String> = rows
+            .values()
+            .filter(rotated)
+            .map(|known| known.binding.bid.clone())
+            .collect();
+        if bids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        self.report.lookups += 1;
+        let others = self.engine.store.other_users_among(&bids).await?;
+        Ok(others
+            .into_iter()
+            .map(|(_, handle, welcome)| (handle, welcome))
+            .collect())
+    }
+
     async fn users_on(&mut self, iid: &str, listed: &Listed) -> Result<(), Fail> {
         let users: Vec<&String> = listed.users.iter().collect();
         for some in users.chunks(PAGE) {
             let bid = |user: &&String| names::bid_of_user(user).map(str::to_owned);
             let rows = self.rows(some.iter().filter_map(bid).collect()).await?;
+            let others = self.other_users(&rows).await?;
             for user in some {
                 self.report.looked_at[2] += 1;
                 let known = names::bid_of_user(user).and_then(|bid| rows.get(bid));
-                let welcome = known.is_some_and(|known| known.binding.handle == **user);
+                let welcome = match known {
+                    Some(known) if known.binding.handle == **user => Some(true),
+                    _ => others.get(*user).copied(),
+                };
                 let standing = standing(known, self.began);
                 if let Some(kind) = of_user(user, iid, known, welcome, standing) {
                     let done = self.mend_user(kind, user, listed, known).await?;
@@ -391,15 +414,6 @@ async fn users_of(engine: &Arc<Engine>, instance: &Instance) -> PortResult<Optio
         target,
         users,
     }))
-}
-
-/// What servers around the instance know a binding by.
-fn reference(binding: &Binding) -> BindingRef {
-    BindingRef {
-        tenant: binding.platform.clone(),
-        iid: binding.iid.clone(),
-        bid: binding.bid.clone(),
-    }
 }
 
 /// A secret's place, for people.

@@ -3,6 +3,7 @@
 use super::binding_steps::first;
 use super::bindings::PATIENCE;
 use super::{Engine, millis};
+use crate::domain::audit::{Action, Cause, Event};
 use crate::domain::binding::{Binding, UserState};
 use crate::domain::decide::{self, RotateDecision};
 use crate::domain::error::{Error, ErrorKind};
@@ -30,6 +31,7 @@ impl Engine {
         let now = self.now();
         let operation_id = (self.ports.new_id)();
         let (platform, request_id) = (caller.platform.clone(), caller.request_id.clone());
+        let asking = caller.clone();
         let request = Arc::new(request);
         let step = {
             let engine = self.clone();
@@ -41,6 +43,7 @@ impl Engine {
                 let (served, request, step) = (served.clone(), request.clone(), step.clone());
                 let (platform, operation_id, request_id) =
                     (platform.clone(), operation_id.clone(), request_id.clone());
+                let asking = asking.clone();
                 Box::pin(async move {
                     let (iid, bid) = named(tx, &platform, &request).await?;
                     let instance = tx.instance_now(&iid).await?;
@@ -49,9 +52,13 @@ impl Engine {
                     if let RotateDecision::Running(id) = decision {
                         return Ok((id, bid));
                     }
-                    let binding = found
-                        .ok_or_else(|| Error::internal("a rotation was decided on nothing"))?
-                        .binding;
+                    let (Some(on), Some(found)) = (instance, found) else {
+                        return Err(Error::internal("a rotation was decided on nothing").into());
+                    };
+                    let (on, binding) = (on.instance, found.binding);
+                    let asked =
+                        Event::asked(&asking, Action::Rotate, &on.instance_id, &binding.binding_id, now);
+                    tx.audit(asked.by(&operation_id));
                     tx.begin_rotation(&bid, now).await?;
                     tx.insert_operation(&NewOperation {
                         id: operation_id.clone(),
@@ -127,11 +134,22 @@ impl Engine {
                     let instance = tx.instance_now(&seen.iid).await?;
                     let there = tx.binding_now(&seen.bid).await?;
                     // What has ended needs nothing of the instance, which may be gone.
-                    let free = kind == OperationKind::Settle || instance.is_some_and(|i| i.open.is_none());
+                    let free =
+                        kind == OperationKind::Settle || instance.as_ref().is_some_and(|i| i.open.is_none());
                     if !free || !there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state) {
                         return Ok(false);
                     }
                     let later = now + millis(REST);
+                    let on = instance.map(|i| i.instance.instance_id).unwrap_or_default();
+                    // The last look at what has ended already neither gives nor takes.
+                    let told = match kind {
+                        OperationKind::Rotate => Some((Action::Rotate, Cause::Residue)),
+                        OperationKind::Retire => Some((Action::Revoke, Cause::Grace)),
+                        _ => None,
+                    };
+                    if let Some((action, cause)) = told {
+                        tx.audit(Event::ordered(action, cause, &seen, &on, now).by(&operation_id));
+                    }
                     match kind {
                         OperationKind::Settle => tx.set_look_again(&seen.bid, Some(later)).await?,
                         OperationKind::Rotate => {

@@ -46,6 +46,30 @@ impl Store {
         Ok(rows.iter().map(known).collect::<Result<_, _>>()?)
     }
 
+    /// Users beside the present ones of these bindings: bid, name, and whether they are let in.
+    pub async fn other_users_among(&self, bids: &[String]) -> Result<Vec<(String, String, bool)>, Fail> {
+        if bids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut connection = self.reader().await?;
+        let places: Vec<_> = (1..=bids.len()).map(|n| format!("${n}")).collect();
+        let sql = format!(
+            "SELECT bid, handle, revoked_at FROM binding_users WHERE bid IN ({})",
+            places.join(", ")
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for bid in bids {
+            query = query.bind(bid);
+        }
+        let rows = query.fetch_all(&mut *connection).await?;
+        rows.iter()
+            .map(|row| {
+                let revoked: Option<i64> = row.try_get(2)?;
+                Ok((row.try_get(0)?, row.try_get(1)?, revoked.is_none()))
+            })
+            .collect()
+    }
+
     /// At most `most` valid bindings behind `after`, in the order of their bids; of one instance, or of all.
     pub async fn valid_bindings(
         &self,

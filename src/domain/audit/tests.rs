@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::domain::binding::{BindingAttributes, BindingState};
+use crate::domain::delivery::Delivery;
 use serde_json::json;
 
 fn caller() -> Caller {
@@ -409,12 +410,17 @@ fn what_the_broker_orders_itself_has_no_caller() {
         state: BindingState::Ready,
         handle: "b_bid".into(),
         residue: false,
+        delivery: Delivery::Inline,
+        generation: 0,
+        rotations: 0,
+        service_account: None,
+        secret_namespace: None,
         expires_at: None,
         renew_before: None,
         created_at: 1,
         updated_at: 1,
     };
-    let event = Event::ordered(Cause::Expiry, &binding, "one", 7).by("op");
+    let event = Event::ordered(Action::Revoke, Cause::Expiry, &binding, "one", 7).by("op");
     assert_eq!(
         (event.action.as_str(), event.cause.as_str()),
         ("revoke", "expiry")

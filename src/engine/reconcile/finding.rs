@@ -33,7 +33,7 @@ pub enum Kind {
     SecretMissing,
     /// A user on a server that no row knows.
     UserUnknown,
-    /// A user on a server whose binding has ended.
+    /// A user on a server whose binding has ended, or which was rotated out.
     UserEnded,
     /// A valid binding without its user.
     UserMissing,
@@ -90,7 +90,7 @@ impl Kind {
                 "--remove takes it away"
             }
             Self::ClientEnabled | Self::ClientEnded | Self::SecretEnded | Self::UserEnded => {
-                "--repair revokes the binding once more"
+                "--repair revokes it once more"
             }
             Self::ClientDisabled => "--repair lets it in again",
             Self::ClientMissing | Self::SecretMissing | Self::UserMissing => {
@@ -220,12 +220,12 @@ pub(super) fn of_secret(in_place: bool, standing: Standing) -> Option<Kind> {
     }
 }
 
-/// What is wrong with a user on the server of `iid`. `welcome` = the row's binding has a user of this name.
+/// What is wrong with a user on the server of `iid`. `welcome` = whether the binding has it now; none = it never had.
 pub(super) fn of_user(
     user: &str,
     iid: &str,
     known: Option<&KnownBinding>,
-    welcome: bool,
+    welcome: Option<bool>,
     standing: Standing,
 ) -> Option<Kind> {
     let known = known.filter(|known| {
@@ -234,7 +234,11 @@ pub(super) fn of_user(
     match (known, standing) {
         (None, _) | (_, Standing::Unknown) => Some(Kind::UserUnknown),
         (_, Standing::Ended) => Some(Kind::UserEnded),
-        (_, Standing::Valid) if !welcome => Some(Kind::UserUnknown),
-        _ => None,
+        (_, Standing::Valid) => match welcome {
+            Some(true) => None,
+            Some(false) => Some(Kind::UserEnded),
+            None => Some(Kind::UserUnknown),
+        },
+        (_, Standing::Moving) => None,
     }
 }

@@ -5,15 +5,16 @@
 //! into the audit trail before it is done, and again with how it went.
 
 use super::finding::{Done, Kind, Standing, standing};
-use super::{Listed, Walk, reference};
+use super::{Listed, Walk};
 use crate::domain::audit::{Action, Cause, Event, SUCCEEDED};
 use crate::domain::binding::Binding;
 use crate::domain::delivery::{BindingRef, ClientAuth};
 use crate::domain::names;
 use crate::domain::operation::OperationState;
 use crate::domain::secret::Secret;
-use crate::engine::binding_steps::{grant, member};
-use crate::ports::{FoundIdentity, IdentitySpec, NewUser, PortError, PortResult, secret_name};
+use crate::engine::binding_steps::{self, member};
+use crate::engine::outside;
+use crate::ports::{FoundIdentity, IdentitySpec, PortError, PortResult, secret_name};
 use crate::store::{Fail, KnownBinding};
 
 /// What only a new bind brings back.
@@ -40,10 +41,14 @@ impl Walk<'_> {
                 if !self.is_still(&binding.bid, Standing::Valid).await? {
                     return Ok(changed());
                 }
-                let auth = auth(binding);
-                match identity.proof(&reference(binding), &auth).await {
-                    Ok(Some(secret)) => self.ensure_client(binding, auth, secret).await,
-                    Ok(None) => Ok(changed()),
+                let asked = async {
+                    let auth = outside::auth(binding)?;
+                    let proof = identity.proof(&binding.reference(), &auth).await?;
+                    Ok::<_, PortError>((auth, proof))
+                };
+                match asked.await {
+                    Ok((auth, Some(secret))) => self.ensure_client(binding, auth, secret).await,
+                    Ok((_, None)) => Ok(changed()),
                     Err(error) => Ok(failed(&error)),
                 }
             }
@@ -94,20 +99,27 @@ impl Walk<'_> {
         known: Option<&KnownBinding>,
     ) -> Result<Done, Fail> {
         let before = standing(known, self.began);
+        let (repair, remove) = (self.mend.repair, self.mend.remove);
         match (kind, known) {
-            (Kind::UserEnded, Some(known)) if self.mend.repair => self.revoke(&known.binding).await,
-            (Kind::UserUnknown, _) if self.mend.remove => {
-                let bid = names::bid_of_user(user).unwrap_or_default();
-                if !self.is_still(bid, before).await? {
-                    return Ok(changed());
-                }
-                let iid = &listed.target.iid;
-                let event = Event::mended(Action::Revoke, "", iid, bid, self.engine.now());
-                let act = listed.mechanism.revoke(&listed.target, user);
-                self.recorded(event, act, Done::Removed).await
+            (Kind::UserEnded, Some(known)) if repair && before == Standing::Ended => {
+                self.revoke(&known.binding).await
             }
+            (Kind::UserEnded, _) if repair => self.remove_user(user, before, listed).await,
+            (Kind::UserUnknown, _) if remove => self.remove_user(user, before, listed).await,
             _ => Ok(Done::Told(kind.advice())),
         }
+    }
+
+    /// Takes away a user that its binding, if there is one, does not have.
+    async fn remove_user(&mut self, user: &str, before: Standing, listed: &Listed) -> Result<Done, Fail> {
+        let bid = names::bid_of_user(user).unwrap_or_default();
+        if !self.is_still(bid, before).await? {
+            return Ok(changed());
+        }
+        let iid = &listed.target.iid;
+        let event = Event::mended(Action::Revoke, "", iid, bid, self.engine.now());
+        let act = listed.mechanism.revoke(&listed.target, user);
+        self.recorded(event, act, Done::Removed).await
     }
 
     /// A valid binding whose client was not seen. A page may have slipped by, so it is asked for by name.
@@ -115,17 +127,15 @@ impl Walk<'_> {
         let Some(identity) = self.engine.ports.identity.clone() else {
             return Ok(());
         };
-        let (what, auth) = (reference(binding).client_id(), auth(binding));
-        match identity.proof(&reference(binding), &auth).await {
-            Ok(Some(_)) => return Ok(()),
-            Ok(None) => {}
-            Err(error) => {
-                self.unread(&what, &error);
-                return Ok(());
-            }
-        }
-        let sealed = match self.sealed(binding).await {
-            Ok(sealed) => sealed,
+        let what = binding.reference().client_id();
+        let asked = async {
+            let auth = outside::auth(binding)?;
+            let there = identity.proof(&binding.reference(), &auth).await?.is_some();
+            Ok::<_, PortError>((there, self.sealed(binding).await?, auth))
+        };
+        let (sealed, auth) = match asked.await {
+            Ok((true, ..)) => return Ok(()),
+            Ok((false, sealed, auth)) => (sealed, auth),
             Err(error) => {
                 self.unread(&what, &error);
                 return Ok(());
@@ -157,7 +167,7 @@ impl Walk<'_> {
         let Some(vault) = self.engine.ports.vault.clone() else {
             return Ok(());
         };
-        let place = reference(binding);
+        let place = binding.reference();
         let what = super::shown(&place);
         let asked = async {
             let there = vault.generation(&place).await?;
@@ -208,11 +218,8 @@ impl Walk<'_> {
             Ok(None) => return Ok(Done::Told(ROTATE)),
             Err(error) => return Ok(failed(&error)),
         };
-        let user = NewUser {
-            handle: binding.handle.clone(),
-            secret: member(&stored, "user"),
-        };
-        let grant = grant(self.engine, binding, stored.text("role"));
+        let second = binding.handle == names::second_user(&binding.bid);
+        let (grant, user) = binding_steps::user(self.engine, binding, &stored, second);
         let act = async {
             listed.mechanism.issue(&listed.target, &grant, &user).await?;
             listed.mechanism.verify(&listed.target, &grant, &user).await
@@ -233,7 +240,7 @@ impl Walk<'_> {
         let attributes = &binding.attributes;
         let plan = served.catalog.plan(&attributes.service_id, &attributes.plan_id);
         let spec = IdentitySpec {
-            binding: reference(binding),
+            binding: binding.reference(),
             label: plan.map_or_else(String::new, |(offering, plan)| {
                 format!("{}/{}", offering.name, plan.name)
             }),
@@ -311,10 +318,4 @@ fn changed() -> Done {
 fn failed(error: &PortError) -> Done {
     tracing::warn!(detail = %error.detail, "a finding could not be put right");
     Done::Failed(error.message.clone())
-}
-
-/// How the binding's application proves who it is, as it was asked for.
-fn auth(binding: &Binding) -> ClientAuth {
-    let asked = binding.attributes.parameters.get("client_auth").cloned();
-    serde_json::from_value(asked.unwrap_or_default()).unwrap_or_default()
 }

@@ -2,7 +2,8 @@
 
 use super::finding::{Standing, of_client, of_secret, of_user, standing};
 use super::*;
-use crate::domain::binding::{BindingAttributes, BindingState};
+use crate::domain::binding::{Binding, BindingAttributes, BindingState};
+use crate::domain::delivery::Delivery;
 use crate::ports::FoundIdentity;
 use std::collections::BTreeSet;
 
@@ -20,6 +21,11 @@ fn known(state: BindingState) -> KnownBinding {
             state,
             handle: names::backend_user(&bid),
             residue: false,
+            delivery: Delivery::Inline,
+            generation: 0,
+            rotations: 0,
+            service_account: None,
+            secret_namespace: None,
             expires_at: None,
             renew_before: None,
             created_at: 1,
@@ -117,40 +123,42 @@ fn users_against_rows() {
     let second = names::second_user(&known.binding.bid);
     let row = Some(&known);
     for (user, on, row, welcome, standing, expected) in [
-        (&own, iid.as_str(), row, true, Standing::Valid, None),
-        (&own, &iid, row, true, Standing::Moving, None),
-        (&own, &iid, row, true, Standing::Ended, Some(Kind::UserEnded)),
+        (&own, iid.as_str(), row, Some(true), Standing::Valid, None),
+        (&own, &iid, row, Some(true), Standing::Moving, None),
         (
             &own,
             &iid,
-            None,
-            false,
-            Standing::Unknown,
-            Some(Kind::UserUnknown),
+            row,
+            Some(true),
+            Standing::Ended,
+            Some(Kind::UserEnded),
         ),
+        (&own, &iid, None, None, Standing::Unknown, Some(Kind::UserUnknown)),
         (
             &own,
             "elsewhere",
             row,
-            true,
+            Some(true),
             Standing::Valid,
             Some(Kind::UserUnknown),
         ),
+        (&second, &iid, row, None, Standing::Valid, Some(Kind::UserUnknown)),
+        (&second, &iid, row, Some(true), Standing::Valid, None),
         (
             &second,
             &iid,
             row,
-            false,
+            Some(false),
             Standing::Valid,
-            Some(Kind::UserUnknown),
+            Some(Kind::UserEnded),
         ),
-        (&second, &iid, row, true, Standing::Valid, None),
-        (&second, &iid, row, false, Standing::Moving, None),
+        (&second, &iid, row, Some(false), Standing::Moving, None),
+        (&second, &iid, row, None, Standing::Moving, None),
         (
             &"somebody".to_owned(),
             &iid,
             row,
-            false,
+            None,
             Standing::Valid,
             Some(Kind::UserUnknown),
         ),

@@ -10,7 +10,7 @@ use chandler::domain::binding::Binding;
 use chandler::domain::catalog::{Catalog, KnownMechanisms};
 use chandler::domain::delivery::BindingRef;
 use chandler::domain::names;
-use chandler::engine::{Done, Engine, Finding, Kind, Mend, Ports, Reconciler, Report, Settings};
+use chandler::engine::{Done, Engine, Finding, Kind, Mend, Ports, Reconciler, Report, Runner, Settings};
 use chandler::ports::secret_name;
 use chandler::store::Store;
 use outside::{Outside, SERVED};
@@ -30,7 +30,14 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let mut choices = Choices::default();
+        Self::on(None).await
+    }
+
+    async fn on(database: Option<String>) -> Self {
+        let mut choices = Choices {
+            database,
+            ..Choices::default()
+        };
         choices.engine.runs_work = false;
         let broker = TestBroker::with(choices).await;
         broker.provisioned("one").await;
@@ -102,6 +109,18 @@ impl Scene {
         self.broker.delete(&path).await.expect(202);
         self.broker.run_until_idle().await;
         self.broker.advance(Duration::from_secs(1));
+    }
+
+    /// Runs what is due on the engine that knows the identity provider and the vault.
+    async fn work(&self) {
+        for _ in 0..100 {
+            Runner::new(self.engine.clone()).run_due().await;
+            match self.store().open_operations().await.unwrap().0 {
+                0 => return self.broker.advance(Duration::from_secs(1)),
+                _ => self.broker.advance(Duration::from_secs(1)),
+            }
+        }
+        panic!("operations do not come to an end");
     }
 
     async fn compare(&self, mend: Mend) -> (Vec<(Kind, String, Done)>, Report) {
@@ -307,7 +326,7 @@ async fn what_has_ended_is_revoked_once_more_when_asked() {
     assert_eq!(open, 1);
     let (found, _) = scene.compare(REPAIR).await;
     assert!(found.is_empty(), "it is being worked on: {found:?}");
-    scene.broker.run_until_idle().await;
+    scene.work().await;
     assert!(!scene.broker.world.users().contains(&binding.handle));
     let told = scene.told().await;
     assert_eq!(
@@ -318,8 +337,8 @@ async fn what_has_ended_is_revoked_once_more_when_asked() {
         told[told.len() - 1],
         format!("revoke succeeded operator {}", binding.bid)
     );
-    scene.outside.clients.lock().unwrap().clear();
-    scene.outside.secrets.lock().unwrap().clear();
+    assert!(scene.outside.clients.lock().unwrap().is_empty());
+    assert!(scene.outside.secrets.lock().unwrap().is_empty());
     scene.agrees().await;
     scene.end().await;
 }
@@ -417,6 +436,50 @@ async fn a_valid_binding_that_is_shut_out_is_let_in_again() {
     scene.end().await;
 }
 
+/// A binding that was rotated in place has two users for a while; one that was rotated out for good goes by repair.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_of_a_rotated_binding_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/rotated.db?mode=rwc", dir.path().display());
+    let scene = Scene::on(Some(url.clone())).await;
+    let binding = scene.bound("a", true).await;
+    let second = names::second_user(&binding.bid);
+    let insert_user = || {
+        let mut instances = scene.broker.world.instances.lock().unwrap();
+        let users = &mut instances.get_mut(&binding.iid).unwrap().users;
+        users.insert(second.clone(), ("p".into(), "owner".into()));
+    };
+    insert_user();
+    let pool = sqlx::AnyPool::connect(&url).await.unwrap();
+    let run = |sql: &'static str| sqlx::query(sql).execute(&pool);
+    run("UPDATE bindings SET rotations = 1").await.unwrap();
+    run(
+        "INSERT INTO binding_users (bid, handle, iid, generation, state, shown, due_at, revoked_at) \
+         SELECT bid, handle || '_r', iid, 1, 'former', 1, 9000000000000, NULL FROM bindings",
+    )
+    .await
+    .unwrap();
+    scene.agrees().await;
+    run("UPDATE binding_users SET state = 'revoked', due_at = NULL, revoked_at = 5")
+        .await
+        .unwrap();
+    pool.close().await;
+    for mend in [Mend::default(), REMOVE] {
+        let (found, _) = scene.compare(mend).await;
+        assert_eq!(kinds(&found), [Kind::UserEnded]);
+        assert!(found[0].1.starts_with(&second), "{found:?}");
+    }
+    let (found, report) = scene.compare(REPAIR).await;
+    assert_eq!((kinds(&found), report.left), (vec![Kind::UserEnded], 0));
+    assert_eq!(
+        scene.broker.world.users(),
+        [binding.handle.clone()],
+        "and the binding stays valid"
+    );
+    scene.agrees().await;
+    scene.end().await;
+}
+
 /// An identity provider that does not answer says nothing about bindings: their clients are not missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_looked_at_is_told_as_that() {
@@ -482,25 +545,7 @@ async fn ten_thousand_bindings_a_page_at_a_time() {
     const MANY: usize = 10_000;
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/many.db?mode=rwc", dir.path().display());
-    let mut choices = Choices {
-        database: Some(url.clone()),
-        ..Choices::default()
-    };
-    choices.engine.runs_work = false;
-    let broker = TestBroker::with(choices).await;
-    broker.provisioned("one").await;
-    let outside = Arc::new(Outside::default());
-    let ports = Ports {
-        identity: Some(outside.clone()),
-        vault: Some(outside.clone()),
-        ..broker.engine.ports().clone()
-    };
-    let engine = Engine::new(broker.engine.store().clone(), ports, Settings::default());
-    let scene = Scene {
-        broker,
-        outside,
-        engine,
-    };
+    let scene = Scene::on(Some(url.clone())).await;
     let first = scene.bound("first", true).await;
 
     let pool = sqlx::AnyPool::connect(&url).await.unwrap();
