@@ -21,6 +21,7 @@ mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
 mod keycloak;
+mod keycloak_cli;
 mod minio;
 mod mission;
 mod own_keycloak;
