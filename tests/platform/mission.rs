@@ -42,7 +42,10 @@ fn secret_file(path: &Path, content: &str) {
 
 impl Mission {
     async fn begin() -> Self {
-        let dir = tempfile::Builder::new().prefix("chandler-mission-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("chandler-mission-")
+            .tempdir()
+            .unwrap();
         let port = free_port();
         let mission = Self {
             name: format!("mission-{}", std::process::id()),
@@ -73,7 +76,11 @@ impl Mission {
         std::fs::write(mission.dir.path().join("broker.json"), config.to_string()).unwrap();
         secret_file(&mission.dir.path().join("password"), "a-password-for-this-test");
         let key = mission.dir.path().join("seal.key");
-        let made = chandler().args(["secrets", "new-key"]).arg(&key).output().unwrap();
+        let made = chandler()
+            .args(["secrets", "new-key"])
+            .arg(&key)
+            .output()
+            .unwrap();
         assert!(made.status.success(), "{}", said(&made));
         mission
     }
@@ -91,7 +98,13 @@ impl Mission {
     }
 
     /// What the vault answers its administrator, or whoever has `token`.
-    async fn vault(&self, token: Option<&str>, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    async fn vault(
+        &self,
+        token: Option<&str>,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, Value) {
         let token = token.map_or_else(|| variable("VAULT_TOKEN"), str::to_owned);
         let mut request = web(None)
             .request(method.parse().unwrap(), format!("{}/v1/{path}", self.vault))
@@ -110,11 +123,17 @@ impl Mission {
                 let done = self.run(&["bootstrap", server, "--apply"]);
                 assert!(done.status.success(), "{}", said(&done));
                 let changes = said(&done).lines().filter(|l| l.starts_with("  made")).count();
-                assert!(time == 0 || changes == 0, "nothing the second time: {}", said(&done));
+                assert!(
+                    time == 0 || changes == 0,
+                    "nothing the second time: {}",
+                    said(&done)
+                );
             }
         }
         let (name, dir) = (&self.name, self.dir.path());
-        let (_, roles) = self.vault(None, "LIST", &format!("auth/{name}-approle/role"), None).await;
+        let (_, roles) = self
+            .vault(None, "LIST", &format!("auth/{name}-approle/role"), None)
+            .await;
         let role = roles["data"]["keys"][0].as_str().unwrap();
         let path = format!("auth/{name}-approle/role/{role}/role-id");
         let (_, id) = self.vault(None, "GET", &path, None).await;
@@ -125,10 +144,15 @@ impl Mission {
     /// Lets one process of the broker log in to the vault: it is given a token that unwraps once.
     async fn admit(&self) {
         let name = &self.name;
-        let (_, roles) = self.vault(None, "LIST", &format!("auth/{name}-approle/role"), None).await;
+        let (_, roles) = self
+            .vault(None, "LIST", &format!("auth/{name}-approle/role"), None)
+            .await;
         let role = roles["data"]["keys"][0].as_str().unwrap();
         let wrapped = web(None)
-            .post(format!("{}/v1/auth/{name}-approle/role/{role}/secret-id", self.vault))
+            .post(format!(
+                "{}/v1/auth/{name}-approle/role/{role}/secret-id",
+                self.vault
+            ))
             .header("x-vault-token", variable("VAULT_TOKEN"))
             .header("x-vault-wrap-ttl", "5m")
             .send()
@@ -196,7 +220,9 @@ impl Mission {
         let file = self.dir.path().join("binding.json");
         secret_file(&file, &credentials.to_string());
         let mut command = chandler();
-        command.args(["fetch", "--wait", "0", "--as", "json", "--from"]).arg(file);
+        command
+            .args(["fetch", "--wait", "0", "--as", "json", "--from"])
+            .arg(file);
         let output = command.output().unwrap();
         if output.status.success() {
             Ok(serde_json::from_slice(&output.stdout).unwrap())
@@ -223,12 +249,20 @@ impl Mission {
         let body = json!({"role": "binding", "jwt": jwt});
         let path = format!("auth/{}-jwt/login", self.name);
         let (status, told) = self.vault(Some(""), "POST", &path, Some(body)).await;
-        (status, told["auth"]["client_token"].as_str().unwrap_or_default().to_owned())
+        (
+            status,
+            told["auth"]["client_token"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        )
     }
 
     async fn read(&self, token: &str, credentials: &Value) -> u16 {
         let path = credentials["vault"]["data_path"].as_str().unwrap();
-        self.vault(Some(token), "GET", path.trim_start_matches("v1/"), None).await.0
+        self.vault(Some(token), "GET", path.trim_start_matches("v1/"), None)
+            .await
+            .0
     }
 
     async fn end(mut self) {
@@ -309,10 +343,16 @@ async fn from_the_catalog_to_the_last_refusal() {
 
     // Two applications, each with a client of its own.
     let bound = json!({"service_id": ids["service_id"], "plan_id": ids["plan_id"]});
-    let (web_app, other) = (mission.bind(&bound, "web").await, mission.bind(&bound, "other").await);
+    let (web_app, other) = (
+        mission.bind(&bound, "web").await,
+        mission.bind(&bound, "other").await,
+    );
     let first = mission.fetch(&web_app).unwrap();
     let mut session = connect(&first).await.unwrap();
-    sqlx::query("CREATE TABLE orders (what TEXT)").execute(&mut session).await.unwrap();
+    sqlx::query("CREATE TABLE orders (what TEXT)")
+        .execute(&mut session)
+        .await
+        .unwrap();
     let jwt = mission.token(&web_app).await.unwrap();
     let (_, web_token) = mission.enter(&jwt).await;
     let (_, other_token) = mission.enter(&mission.token(&other).await.unwrap()).await;
@@ -325,14 +365,25 @@ async fn from_the_catalog_to_the_last_refusal() {
     assert!(!database.windows(password.len()).any(|w| w == password));
 
     // Rotation: the session that is open goes on, whoever connects anew does so with the newer credentials.
-    let (status, told) = mission.osb("POST", "/api/v1/bindings/web/rotate", json!({})).await;
+    let (status, told) = mission
+        .osb("POST", "/api/v1/bindings/web/rotate", json!({}))
+        .await;
     assert_eq!(status, 200, "{told}");
     let second = mission.fetch(&web_app).unwrap();
     assert_ne!(first["password"], second["password"]);
     let mut newer = connect(&second).await.unwrap();
-    sqlx::query("INSERT INTO orders VALUES ('rope')").execute(&mut newer).await.unwrap();
-    until("the former credentials are refused", async || connect(&first).await.is_err()).await;
-    sqlx::query("INSERT INTO orders VALUES ('tar')").execute(&mut newer).await.unwrap();
+    sqlx::query("INSERT INTO orders VALUES ('rope')")
+        .execute(&mut newer)
+        .await
+        .unwrap();
+    until("the former credentials are refused", async || {
+        connect(&first).await.is_err()
+    })
+    .await;
+    sqlx::query("INSERT INTO orders VALUES ('tar')")
+        .execute(&mut newer)
+        .await
+        .unwrap();
 
     // Unbind: every way in is closed, at once.
     let path = format!("/v2/service_instances/db/service_bindings/web?{query}");
@@ -341,7 +392,10 @@ async fn from_the_catalog_to_the_last_refusal() {
     assert_eq!(status, 200, "{told}");
     println!("unbound in {:?}", began.elapsed());
     assert!(connect(&second).await.is_err());
-    assert!(sqlx::query("SELECT 1").execute(&mut newer).await.is_err(), "its session goes on");
+    assert!(
+        sqlx::query("SELECT 1").execute(&mut newer).await.is_err(),
+        "its session goes on"
+    );
     assert!(mission.token(&web_app).await.is_none());
     assert!(matches!(mission.read(&web_token, &web_app).await, 403 | 404));
     // A token from before still logs in for its short life, and finds nothing.
@@ -364,7 +418,9 @@ async fn from_the_catalog_to_the_last_refusal() {
     assert_eq!(mission.osb("DELETE", &path, json!({})).await.0, 202);
     mission.done("db").await;
     for mount in [mission.name.clone(), format!("{}-int", mission.name)] {
-        let left = mission.vault(None, "LIST", &format!("{mount}/metadata/"), None).await;
+        let left = mission
+            .vault(None, "LIST", &format!("{mount}/metadata/"), None)
+            .await;
         assert_eq!(left.0, 404, "{}", left.1);
     }
     let clients = mission.admin("GET", "/clients?clientId=osb-b-&search=true").await;

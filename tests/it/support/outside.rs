@@ -295,12 +295,7 @@ pub struct FakeProjection(pub Arc<World>);
 
 #[async_trait]
 impl SecretProjection for FakeProjection {
-    async fn project(
-        &self,
-        binding: &BindingRef,
-        place: &SecretPlace,
-        entries: &Secret,
-    ) -> PortResult<()> {
+    async fn project(&self, binding: &BindingRef, place: &SecretPlace, entries: &Secret) -> PortResult<()> {
         self.0.strike("project", When::Before).await?;
         let around = &self.0.around;
         if !self.0.opens(entries.expose()) {
