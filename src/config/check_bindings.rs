@@ -65,7 +65,10 @@ fn vault(vault: &Vault, found: &mut Findings) {
         ("vault.kv_mount", &vault.kv_mount),
         ("vault.internal_mount", &vault.internal_mount),
         ("vault.jwt_mount", &vault.jwt_mount),
-        ("vault.login.mount", vault.login.mount.as_ref().unwrap_or(&vault.jwt_mount)),
+        (
+            "vault.login.mount",
+            vault.login.mount.as_ref().unwrap_or(&vault.jwt_mount),
+        ),
     ] {
         if !is_mount(mount) {
             found.refuse(path, "must be a mount's path: a-z 0-9 - _ in parts divided by /");
@@ -77,12 +80,18 @@ fn vault(vault: &Vault, found: &mut Findings) {
             "must be another mount than `vault.kv_mount`: no application may read what lies there",
         );
     }
-    for (path, role) in [("vault.jwt_role", &vault.jwt_role), ("vault.login.role", &vault.login.role)] {
+    for (path, role) in [
+        ("vault.jwt_role", &vault.jwt_role),
+        ("vault.login.role", &vault.login.role),
+    ] {
         if role.contains('/') || !is_mount(role) {
             found.refuse(path, "must be a role's name: a-z 0-9 - _");
         }
     }
-    for (path, version) in [("vault.min_vault", &vault.min_vault), ("vault.min_openbao", &vault.min_openbao)] {
+    for (path, version) in [
+        ("vault.min_vault", &vault.min_vault),
+        ("vault.min_openbao", &vault.min_openbao),
+    ] {
         if !version.split('.').all(|part| part.parse::<u32>().is_ok()) {
             found.refuse(path, "must be a version, such as 2.0.4");
         }

@@ -21,7 +21,9 @@ mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
 mod keycloak;
+mod keycloak_cli;
 mod minio;
+mod mission;
 mod own_keycloak;
 mod realm;
 #[path = "../real/s3_client.rs"]

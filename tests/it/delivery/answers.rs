@@ -133,7 +133,7 @@ async fn a_secret_is_named_and_not_told() {
     );
     same_again(&broker, "a", &by("secret"), &made).await;
     let there = broker.world.around.projected.lock().unwrap()[&("apps".into(), name)].clone();
-    assert_eq!(there.kind, "fake");
+    assert_eq!(there.entries["type"], "fake");
     assert!(broker.world.opens(&there.entries));
     assert!(
         broker.world.around.clients.lock().unwrap().is_empty(),
@@ -151,7 +151,6 @@ async fn somebody_elses_secret_is_not_touched() {
     let key = ("apps".to_owned(), format!("osb-b-{}", super::bid("a")));
     let theirs = crate::support::outside::Projected {
         owner: None,
-        kind: "theirs".into(),
         entries: serde_json::Map::new(),
     };
     broker
