@@ -18,6 +18,9 @@ mod contract;
 mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
+mod fetch;
+#[path = "../it/fetch/programs.rs"]
+mod fetch_programs;
 mod minio;
 #[path = "../real/s3_client.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
