@@ -56,4 +56,5 @@ MINIO_BIN=$(source tests/testbed/lib.sh && source tests/testbed/programs.sh && m
 CASSANDRA_HOME=$(tests/testbed/servers/cassandra/distribution)
 export MINIO_BIN CASSANDRA_HOME
 tests/platform/pouchdb.sh
+tests/platform/spring.sh >/dev/null
 cargo test --locked --test platform

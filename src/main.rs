@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match chandler::cli::run().await {
+    match Box::pin(chandler::cli::run()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(chandler::cli::Quiet(code)) = error.downcast_ref() {

@@ -224,7 +224,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
         Command::Doctor(place) => operators::doctor(&place).await,
-        Command::Fetch(args) => fetch::run(*args).await,
+        Command::Fetch(args) => Box::pin(fetch::run(*args)).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),
