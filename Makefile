@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo demo-kubernetes run test test-real check bench bench-kube image testbed gen deps
+.PHONY: help demo demo-kubernetes demo-platform run test test-real check bench bench-kube image testbed gen deps
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: deps ## Build, start a broker and take a real PostgreSQL through its whole
 
 demo-kubernetes: deps ## The same story with pods, on a Kubernetes node of its own (root)
 	@scripts/demo-kubernetes.sh
+
+demo-platform: deps ## A secret of its own for every application: with Keycloak and Vault beside the node (root)
+	@scripts/demo-platform.sh
 
 run: deps ## Serve on http://127.0.0.1:8080 until stopped (ARGS="--port 9090")
 	cargo run --release -- dev $(ARGS)

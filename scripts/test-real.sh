@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests on what is not on every machine: a Kubernetes node with real pods, and servers that no Debian package brings.
+# Tests on what is not on every machine: a Kubernetes node with real pods, the chart on it, and servers that no Debian
+# package brings.
 #
 #   make test-real                      starts the testbed (root), or uses it if it runs; stops only what it started
 #   make test-real ARGS=flows::         some tests of the node, by the beginning of their names
@@ -17,6 +18,8 @@ on_the_node() {
     run kubernetes -- --test-threads="$at_once" "$@"
   else
     run real -- --test-threads="$at_once" --ignored kubernetes::
+    # A vault beside the node, which asks it about the tokens of its service accounts.
+    [ -z "${VAULT_PLUGINS:-}" ] || run platform -- --ignored vault::cluster::
     run kubernetes -- --test-threads="$at_once" --skip alone::
     run kubernetes -- --test-threads=1 alone::
   fi
@@ -32,9 +35,13 @@ fi
 
 # In shells of their own: the names that the testbed's scripts use are not ours.
 ran_before=$(source tests/testbed/lib.sh; [ ! -s "$RUN/env/10-kubernetes" ] || echo yes)
+started=()
 stop() {
-  local code=$?
+  local code=$? name
   trap - EXIT
+  for name in "${started[@]}"; do
+    "tests/testbed/servers/$name/server" down || true
+  done
   [ -n "$ran_before" ] || tests/testbed/down || true
   exit $code
 }
@@ -42,7 +49,14 @@ trap stop EXIT
 exports=$(tests/testbed/up kubernetes)
 eval "$exports"
 inside=("${CHANDLER_TESTBED_ENTER:?}")
+vault=$(tests/testbed/servers/vault/build)
+export VAULT_BIN=$vault/vault VAULT_PLUGINS=$vault/plugins
 on_the_node "$@"
+if [ $# = 0 ]; then
+  # The program the tests ran, not one built with optimisation: that would take minutes more and test the same.
+  target=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)
+  CHANDLER=$target/debug/chandler tests/testbed/chart
+fi
 
 # Somebody else may use a testbed that ran before.
 if [ -z "$ran_before" ]; then
@@ -57,4 +71,12 @@ CASSANDRA_HOME=$(tests/testbed/servers/cassandra/distribution)
 export MINIO_BIN CASSANDRA_HOME
 tests/platform/pouchdb.sh
 tests/platform/spring.sh >/dev/null
-cargo test --locked --test platform
+# Keycloak and Vault, of which tests use realms and mounts of their own, stand beside the node, so the tests do, too.
+for name in keycloak vault; do
+  running=$(source tests/testbed/lib.sh; [ ! -s "$RUN/env/20-$name" ] || echo yes)
+  [ -n "$running" ] || started+=("$name")
+done
+exports=$(tests/testbed/up keycloak vault)
+eval "$exports"
+run platform
+run platform -- --ignored keycloak::

@@ -9,6 +9,7 @@ use crate::domain::catalog::{Offering, Plan};
 use crate::domain::delivery::{BindingRef, ClientAuth};
 use crate::domain::instance::{Endpoint, Millis};
 use crate::domain::manifest::Desired;
+use crate::domain::names;
 use crate::domain::secret::Secret;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -259,12 +260,25 @@ pub struct RevokedHandle {
 pub struct Grant {
     /// The binding; the backend user's name derives from it.
     pub bid: String,
+    /// Whether the user has the binding's second name: a rotation in place takes the two by turns.
+    pub second: bool,
     /// `owner`, `readwrite` or `readonly`.
     pub role: String,
     /// The binding's parameters: scopes such as `key_prefix` or `subjects`, already checked by the schema.
     pub params: Map<String, Value>,
     /// When it stops being valid, as a belt on the server itself where it can.
     pub expires_at: Option<Millis>,
+}
+
+impl Grant {
+    /// What the backend user is called, where names are ours to choose.
+    pub fn user(&self) -> String {
+        if self.second {
+            names::second_user(&self.bid)
+        } else {
+            names::backend_user(&self.bid)
+        }
+    }
 }
 
 /// A backend user before it exists on the server.
@@ -332,7 +346,8 @@ pub trait SecretStore: Send + Sync {
     /// Destroys a secret with all its versions; an absent one is success.
     async fn destroy(&self, name: &str) -> PortResult<()>;
 
-    /// Names that start with `prefix`.
+    /// Names that start with `prefix`: an instance's `<iid>/`, or none for all. With none, names that an instance
+    /// could have may be told without a look whether they are there: it is asked for to destroy what nobody owns.
     async fn list(&self, prefix: &str) -> PortResult<Vec<String>>;
 }
 
@@ -348,14 +363,37 @@ pub mod secret_name {
         format!("{iid}/generated")
     }
 
-    /// A binding's user.
+    /// A binding's user and credentials: until they are handed over, or for good where the answer carries them.
     pub fn binding(iid: &str, bid: &str) -> String {
         format!("{iid}/b/{bid}")
+    }
+
+    /// What a binding's answers say where they do not carry the credentials.
+    pub fn view(iid: &str, bid: &str) -> String {
+        format!("{iid}/v/{bid}")
+    }
+
+    /// The user and credentials that are being rotated in.
+    pub fn next(iid: &str, bid: &str, generation: u32) -> String {
+        format!("{}{generation}", nexts(iid, bid))
+    }
+
+    /// What the names of all [`next`] ones of a binding begin with.
+    pub fn nexts(iid: &str, bid: &str) -> String {
+        format!("{iid}/n/{bid}/")
     }
 
     /// Everything of an instance.
     pub fn all(iid: &str) -> String {
         format!("{iid}/")
+    }
+
+    /// What an instance may have of its own: the last parts of [`admin`] and [`generated`].
+    pub const OF_INSTANCE: [&str; 2] = ["admin", "generated"];
+
+    /// Whether a name is a binding's, of whatever instance.
+    pub fn is_binding(name: &str) -> bool {
+        name.split('/').nth(1) == Some("b")
     }
 }
 
@@ -458,18 +496,77 @@ pub struct SecretPlace {
 /// Puts credentials where pods of a cluster can mount them (servicebinding.io).
 #[async_trait]
 pub trait SecretProjection: Send + Sync {
-    /// Makes the Secret or sets it to exactly these entries. A Secret of that name that is somebody else's is
+    /// Makes the Secret or sets it to exactly what these credentials say. A Secret of that name that is somebody else's is
     /// [`PortErrorKind::Denied`] and left alone.
     async fn project(
         &self,
         binding: &BindingRef,
         place: &SecretPlace,
-        kind: &str,
-        entries: &Secret,
+        credentials: &Secret,
     ) -> PortResult<()>;
 
-    /// Removes the Secret if it is the binding's; an absent one is success.
+    /// Removes the Secret if it is the binding's; an absent one is success, somebody else's is [`PortErrorKind::Denied`].
     async fn remove(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<()>;
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    /// As it should be.
+    Good,
+    /// Works, and should be changed.
+    Warning,
+    /// Cannot be looked at now: the other side does not answer.
+    Unknown,
+    /// The broker cannot do its work.
+    Error,
+}
+
+/// What a look at a server around the instances shows, for `chandler doctor` and for a broker that starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub grade: Grade,
+    /// One sentence; with what to do, unless it is good. Never a secret.
+    pub text: String,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn good(text: impl Into<String>) -> Self {
+        Self::of(Grade::Good, text)
+    }
+
+    /// Works, and should be changed.
+    pub fn warning(text: impl Into<String>) -> Self {
+        Self::of(Grade::Warning, text)
+    }
+
+    /// The broker cannot do its work.
+    pub fn error(text: impl Into<String>) -> Self {
+        Self::of(Grade::Error, text)
+    }
+
+    /// What a call that failed shows: what may pass is unknown, all else an error.
+    pub fn failure(error: &PortError) -> Self {
+        let grade = match error.kind {
+            PortErrorKind::Transient => Grade::Unknown,
+            _ => Grade::Error,
+        };
+        let text = if error.detail == error.message {
+            error.message.clone()
+        } else {
+            format!("{} ({})", error.message, error.detail)
+        };
+        Self::of(grade, text)
+    }
+
+    fn of(grade: Grade, text: impl Into<String>) -> Self {
+        Self {
+            grade,
+            text: text.into(),
+        }
+    }
 }
 
 /// Time as a parameter. Leases alone use the database's clock instead.

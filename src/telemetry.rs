@@ -256,6 +256,7 @@ const STORE_GROUP: &str = "chandler_store_group_writes";
 /// Counted by the adapter, which does not import this file.
 const KUBERNETES_REQUESTS: &str = "chandler_kubernetes_requests_total";
 const SWEPT: &str = "chandler_swept_total";
+const RECONCILE_FINDINGS: &str = "chandler_reconcile_findings";
 
 fn describe() {
     describe_gauge!(BUILD, "Always 1; the label tells the version.");
@@ -286,6 +287,10 @@ fn describe() {
         "Requests to the Kubernetes API server, by verb, kind and status class."
     );
     describe_counter!(SWEPT, "Things the sweep dealt with, by what they were.");
+    describe_gauge!(
+        RECONCILE_FINDINGS,
+        "What did not agree when bindings were last compared with what is there, by kind."
+    );
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
@@ -322,6 +327,12 @@ pub fn step_retried(kind: OperationKind, offering: &str) {
 /// So many writes shared one commit.
 pub fn store_group(writes: u32) {
     histogram!(STORE_GROUP).record(f64::from(writes));
+}
+
+/// The last comparison found `count` things of the kind `kind`, such as `client_unknown`.
+#[expect(clippy::cast_precision_loss, reason = "a count of bindings is far below 2^52")]
+pub fn reconciled(kind: &'static str, count: u64) {
+    gauge!(RECONCILE_FINDINGS, "kind" => kind).set(count as f64);
 }
 
 /// The sweep dealt with `count` things of the kind `what`, such as `expired_binding`.
@@ -468,6 +479,7 @@ mod tests {
         step_retried(OperationKind::Bind, "redis");
         store_group(64);
         swept("expired_binding", 2);
+        reconciled("client_unknown", 3);
         upkeep();
         let page = render();
         for line in [
@@ -479,6 +491,7 @@ mod tests {
             r#"chandler_step_retries_total{kind="bind",offering="redis"} 1"#,
             r#"chandler_store_group_writes_bucket{le="64"} 1"#,
             r#"chandler_swept_total{what="expired_binding"} 2"#,
+            r#"chandler_reconcile_findings{kind="client_unknown"} 3"#,
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");
         }

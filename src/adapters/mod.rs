@@ -2,6 +2,8 @@
 
 pub mod catalog_dir;
 pub mod credentials;
+pub mod keycloak;
 pub mod kubernetes;
 pub mod local;
 pub mod sealed;
+pub mod vault;

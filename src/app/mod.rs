@@ -2,15 +2,21 @@
 
 pub mod catalog;
 mod clock;
+mod keycloak;
 mod platforms;
 mod provisioner;
 mod rows;
+mod secrets;
 mod server;
+mod vault;
 
 pub use clock::{SystemClock, random_token};
+pub use keycloak::{keycloak, keycloak_settings};
 pub use provisioner::{kubernetes_provisioner, kubernetes_settings, local_provisioner};
 pub use rows::SqlRows;
+pub use secrets::RoutedSecrets;
 pub use server::serve;
+pub use vault::{VaultSetupOptions, vault, vault_settings, vault_setup};
 
 use crate::adapters::credentials::cassandra::Cassandra;
 use crate::adapters::credentials::couchdb::CouchDb;
@@ -20,10 +26,13 @@ use crate::adapters::credentials::redis::Redis;
 use crate::adapters::credentials::s3::S3;
 use crate::adapters::credentials::sql::Sql;
 use crate::adapters::credentials::statements::Statements;
+use crate::adapters::keycloak::Keycloak;
 use crate::adapters::sealed::{Keys, SealedStore};
+use crate::adapters::vault::{InstanceSecrets, Vault};
 use crate::config::{self, Config, DeprovisionWithBindings, ProvisionerKind, SecretsKind};
-use crate::engine::{Drift, Engine, Ports, Settings};
-use crate::ports::{Clock, CredentialMechanism};
+use crate::domain::delivery::Delivery;
+use crate::engine::{Drift, Engine, PlatformWays, Ports, Settings};
+use crate::ports::{BindingIdentity, BindingVault, Clock, CredentialMechanism, SecretStore};
 use crate::store::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use secrecy::ExposeSecret;
@@ -63,6 +72,10 @@ pub struct Assembled {
     provisioner: provisioner::Chosen,
     /// The secret store, for `secrets rekey`.
     pub sealed: Arc<SealedStore<SqlRows>>,
+    /// The vault, where one is configured.
+    pub vault: Option<Arc<Vault>>,
+    /// Keycloak, where one is configured.
+    pub keycloak: Option<Arc<Keycloak>>,
 }
 
 /// Makes one TLS provider the process's own; must run before any TLS is spoken.
@@ -151,13 +164,28 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         seal_keys(config)?,
         SqlRows::new(store.clone(), clock.clone()),
     ));
+    let vault = vault::vault(config, clock.clone())?;
+    let keycloak = keycloak::keycloak(config, &clock)?;
+    let in_vault = config
+        .vault
+        .as_ref()
+        .is_some_and(|section| section.instance_secrets);
+    let secrets: Arc<dyn SecretStore> = match &vault {
+        Some(vault) if in_vault => Arc::new(RoutedSecrets::new(
+            sealed.clone(),
+            Arc::new(InstanceSecrets::new(vault.clone())),
+        )),
+        _ => sealed.clone(),
+    };
     let ports = Ports {
         provisioner: provisioner.port(),
-        identity: None,
-        vault: None,
-        projection: None,
+        identity: keycloak
+            .clone()
+            .map(|keycloak| keycloak as Arc<dyn BindingIdentity>),
+        vault: vault.clone().map(|vault| vault as Arc<dyn BindingVault>),
+        projection: provisioner.projection(),
         mechanisms: mechanisms(&clock),
-        secrets: sealed.clone(),
+        secrets,
         clock,
         new_id: Arc::new(random_token),
     };
@@ -169,6 +197,8 @@ pub async fn assemble(config: &Config, role: Role) -> anyhow::Result<Assembled> 
         engine,
         provisioner,
         sealed,
+        vault,
+        keycloak,
     })
 }
 
@@ -189,6 +219,38 @@ fn engine_settings(config: &Config, role: Role) -> Settings {
             (_, config::Drift::Report) => Drift::Report,
         },
         drift_every: Duration::from_secs(60 * config.provisioner.kubernetes.drift_minutes),
+        delivery: ways(&config.bindings.delivery),
+        platforms: config
+            .platforms
+            .iter()
+            .map(|platform| {
+                let namespaces = config.bindings.secret_namespaces.get(&platform.name);
+                let own = PlatformWays {
+                    delivery: ways(&platform.delivery),
+                    namespaces: namespaces.cloned().unwrap_or_default(),
+                };
+                (platform.name.clone(), own)
+            })
+            .collect(),
+        service_accounts: config
+            .keycloak
+            .as_ref()
+            .is_some_and(|keycloak| keycloak.kubernetes_provider.is_some()),
+        rotation_grace: config
+            .bindings
+            .rotation_grace_seconds
+            .map_or(Settings::default().rotation_grace, |seconds| {
+                Duration::from_secs(u64::from(seconds))
+            }),
         ..Settings::default()
     }
+}
+
+fn ways(configured: &[config::Delivery]) -> Vec<Delivery> {
+    let way = |way: &config::Delivery| match way {
+        config::Delivery::Reference => Delivery::Reference,
+        config::Delivery::Secret => Delivery::Secret,
+        config::Delivery::Inline => Delivery::Inline,
+    };
+    configured.iter().map(way).collect()
 }

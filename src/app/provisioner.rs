@@ -5,7 +5,7 @@ use crate::adapters::local::{LocalProvisioner, LocalSettings};
 use crate::config::{self, Config, ProvisionerKind, Tenancy};
 use crate::domain::catalog::Catalog;
 use crate::engine::Engine;
-use crate::ports::{Clock, Provisioner};
+use crate::ports::{Clock, Provisioner, SecretProjection};
 use anyhow::anyhow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,14 @@ impl Chosen {
                 Self::Kubernetes(Arc::new(kubernetes_provisioner(config, clock.clone()).await?))
             }
         })
+    }
+
+    /// Puts Secrets into applications' namespaces, where there is a cluster.
+    pub fn projection(&self) -> Option<Arc<dyn SecretProjection>> {
+        match self {
+            Self::Local(_) => None,
+            Self::Kubernetes(kubernetes) => Some(kubernetes.clone()),
+        }
     }
 
     pub fn port(&self) -> Arc<dyn Provisioner> {
@@ -94,14 +102,14 @@ pub async fn kubernetes_provisioner(
     if config.provisioner.kind != ProvisionerKind::Kubernetes {
         return Err(anyhow!("The configured provisioner is not a Kubernetes cluster."));
     }
-    let settings = kubernetes_settings(&config.provisioner.kubernetes);
+    let settings = kubernetes_settings(&config.provisioner.kubernetes, &config.bindings);
     KubernetesProvisioner::connect(settings, clock)
         .await
         .map_err(|e| anyhow!("provisioner.kubernetes: {} ({})", e.message, e.detail))
 }
 
 /// The configuration's section as the adapter takes it.
-pub fn kubernetes_settings(section: &config::Kubernetes) -> KubernetesSettings {
+pub fn kubernetes_settings(section: &config::Kubernetes, bindings: &config::Bindings) -> KubernetesSettings {
     KubernetesSettings {
         kubeconfig: section.kubeconfig.clone(),
         context: section.context.clone(),
@@ -123,6 +131,7 @@ pub fn kubernetes_settings(section: &config::Kubernetes) -> KubernetesSettings {
         replace: section.images.replace.clone(),
         storage_class: section.storage_class.clone(),
         priority_class: section.priority_class.clone(),
+        secret_namespaces: bindings.secret_namespaces.values().flatten().cloned().collect(),
         requests_at_once: section.requests_at_once,
         request_limit: Duration::from_secs(section.request_seconds),
     }

@@ -1,8 +1,11 @@
 //! One running process: listeners, runner, sweep, reloads; and how it ends.
 
-use super::{Assembled, Role, assemble, catalog, install_tls_provider, platforms};
+use super::{
+    Assembled, Role, assemble, catalog, install_tls_provider, keycloak as keycloaks, platforms,
+    vault as vaults,
+};
 use crate::config::{Config, DeletedLastOperation, Tls};
-use crate::engine::{Engine, Runner, Sweeper};
+use crate::engine::{Engine, Reconciler, Runner, Sweeper};
 use crate::http::{self, DeletedAnswer, MissingVersion};
 use crate::telemetry;
 use actix_web::dev::ServerHandle;
@@ -22,6 +25,8 @@ use tracing::{error, info};
 const OFTEN: Duration = Duration::from_secs(2);
 /// How often the world outside is compared with the rows.
 const SELDOM: Duration = Duration::from_mins(1);
+/// How often bindings are compared with the clients, secrets and users that are there.
+const RECONCILE_MINUTES: u32 = 60;
 
 /// Runs the broker until SIGTERM or SIGINT, or until it cannot go on.
 ///
@@ -36,7 +41,11 @@ pub async fn serve(
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let stop = CancellationToken::new();
     let Assembled {
-        engine, provisioner, ..
+        engine,
+        provisioner,
+        vault,
+        keycloak,
+        ..
     } = assemble(&config, role).await?;
     let state = Arc::new(http::State::new(
         engine.clone(),
@@ -65,6 +74,18 @@ pub async fn serve(
     if role.works() {
         work.spawn(Runner::new(engine.clone()).run(stop.clone(), drain));
         work.spawn(Sweeper::new(engine.clone()).run(stop.clone(), OFTEN, SELDOM));
+        if let Some(vault) = vault {
+            engine.hold_back("vault", Some("The vault has not been looked at yet.".to_owned()));
+            work.spawn(vaults::watch(vault, engine.clone(), stop.clone()));
+        }
+        if let Some(keycloak) = keycloak {
+            work.spawn(keycloaks::watch(keycloak, engine.clone(), stop.clone()));
+        }
+        let minutes = u64::from(config.bindings.reconcile_minutes.unwrap_or(RECONCILE_MINUTES));
+        if minutes > 0 {
+            let every = Duration::from_secs(60 * minutes);
+            work.spawn(Reconciler::new(engine.clone()).run(stop.clone(), every));
+        }
     }
     work.spawn(catalog::watch(
         config.catalog.clone(),

@@ -12,7 +12,7 @@ use crate::domain::params;
 use crate::domain::secret::Secret;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -110,12 +110,12 @@ impl Render {
             .context("--parameters is not a JSON object such as {\"consumers\": [\"shop\"]}")?;
         params::check(&plan.schemas.create, &sent).map_err(|why| anyhow!(why))?;
         let parameters = params::with_defaults(&plan.schemas.create, &sent);
-        let place = json!({
-            "name": offering.name,
-            "namespace": format!("osb-{IID}"),
-            "cluster": {"domain": "cluster.local", "kinds": self.kinds},
-        });
-        let place = place.as_object().cloned().unwrap_or_default();
+        let place = manifest::cluster_place(
+            &offering.name,
+            &format!("osb-{IID}"),
+            "cluster.local",
+            &self.kinds,
+        );
         let scope = manifest::instance_scope(IID, "sample", offering, plan, &parameters, &place);
         let admin = match &offering.binding {
             None => Secret::default(),

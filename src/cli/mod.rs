@@ -1,11 +1,16 @@
 //! The command line: what a person can ask of the program, each answer meant to be read.
 
+mod audit;
+mod bootstrap;
+mod bootstrap_keycloak;
 mod catalog;
 mod dev;
+mod doctor;
 mod fetch;
 mod operators;
 mod probe;
 mod rbac;
+mod reconcile;
 
 use crate::app::{self, Role};
 use crate::config::{self, Config};
@@ -56,8 +61,16 @@ enum Command {
     /// Service instances.
     #[command(subcommand)]
     Instances(operators::InstancesCommand),
-    /// Look at this machine: what can be provisioned, what is missing, what to do.
+    /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Compare bindings with the clients, secrets and users that are there; changes nothing unless told to.
+    Reconcile(reconcile::ReconcileArgs),
+    /// Look at this machine or cluster and at the servers around: what can be provisioned, what is missing, what to do.
     Doctor(Where),
+    /// Print, or make, what the broker needs in the servers around it.
+    #[command(subcommand)]
+    Bootstrap(bootstrap::BootstrapCommand),
     /// For applications: fetch a binding's credentials from Vault, as the binding's client at Keycloak.
     Fetch(Box<fetch::FetchArgs>),
     /// Ask a running broker, as a platform would, whether it is ready and what it offers.
@@ -223,7 +236,10 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
-        Command::Doctor(place) => operators::doctor(&place).await,
+        Command::Audit(command) => audit::run(command).await,
+        Command::Reconcile(args) => reconcile::run(args).await,
+        Command::Doctor(place) => doctor::run(&place).await,
+        Command::Bootstrap(command) => bootstrap::run(command).await,
         Command::Fetch(args) => Box::pin(fetch::run(*args)).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),

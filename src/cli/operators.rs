@@ -2,12 +2,12 @@
 
 use super::{Where, exit};
 use crate::app::{self, Role, SystemClock};
-use crate::config::{Config, ProvisionerKind};
+use crate::config::Config;
 use crate::domain::catalog::Catalog;
 use crate::domain::instance::{InstanceState, Millis};
 use crate::domain::operation::{Operation, OperationState};
 use crate::engine::{CANCELLED, Sweeper};
-use crate::ports::{Clock, Provisioner};
+use crate::ports::Clock;
 use anyhow::{anyhow, bail};
 use clap::Subcommand;
 use std::fmt::Write as _;
@@ -313,119 +313,6 @@ pub(super) async fn rekey(config: &Config) -> anyhow::Result<()> {
         println!("could not: {name}: {why}");
     }
     if done.failed.is_empty() { Ok(()) } else { exit(1) }
-}
-
-pub(super) async fn doctor(place: &Where) -> anyhow::Result<()> {
-    let made_for_this = place.config.is_none() && !place.data_dir.is_dir();
-    let scratch;
-    let (config, dirs) = if made_for_this {
-        // Nothing is set up yet: look with a throwaway directory instead of leaving one behind.
-        scratch = std::env::temp_dir().join(format!("chandler-doctor-{}", std::process::id()));
-        let mut config = Config::default();
-        config.provisioner.local.dir = scratch.join("instances");
-        (config, Some(scratch))
-    } else {
-        (place.config()?, None)
-    };
-    let result = match config.provisioner.kind {
-        ProvisionerKind::Local => report(&config),
-        ProvisionerKind::Kubernetes => cluster_report(&config).await,
-    };
-    if let Some(dir) = dirs {
-        // A left-over empty directory does no harm.
-        let _ = std::fs::remove_dir_all(dir);
-    }
-    result
-}
-
-fn report(config: &Config) -> anyhow::Result<()> {
-    let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
-    let mechanisms = app::mechanisms(&clock);
-    let catalog = app::catalog::load(&config.catalog, &mechanisms)?;
-    let local = app::local_provisioner(config)?;
-    println!("What this machine can provision:\n");
-    for (offering, row) in catalog.offerings.iter().zip(local.doctor(&catalog.offerings)) {
-        let mechanism = offering.binding.as_ref().map_or("", |b| b.mechanism.as_str());
-        let bindable = mechanism.is_empty() || mechanisms.contains_key(mechanism);
-        let small = offering
-            .plans
-            .iter()
-            .any(|p| p.runs_on.iter().any(|r| r == "local"));
-        let word = if row.available && bindable && small {
-            "yes"
-        } else {
-            "no"
-        };
-        println!("  {:<12}  {word}", row.offering);
-        for binary in &row.binaries {
-            let found = binary
-                .path
-                .as_ref()
-                .map_or_else(|| "not found".to_owned(), |p| p.display().to_string());
-            println!(
-                "      {:<12}  {found}  {}",
-                binary.name,
-                binary.version.as_deref().unwrap_or_default()
-            );
-        }
-        if !row.advice.is_empty() {
-            println!("      {}", row.advice);
-        }
-        if !bindable {
-            println!(
-                "      Its credential mechanism \"{mechanism}\" is not part of this version, so it is not offered."
-            );
-        }
-        if !small {
-            println!("      None of its plans runs as a local process.");
-        }
-    }
-    Ok(())
-}
-
-/// Whether the cluster answers, and which plans can be provisioned in it.
-async fn cluster_report(config: &Config) -> anyhow::Result<()> {
-    let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
-    let mechanisms = app::mechanisms(&clock);
-    let catalog = app::catalog::load(&config.catalog, &mechanisms)?;
-    let cluster = app::kubernetes_provisioner(config, clock).await?;
-    let asked = match cluster.version().await {
-        Ok(version) => cluster.discover(&catalog.offerings).await.map(|_| version),
-        Err(why) => Err(why),
-    };
-    match asked {
-        Ok(version) => {
-            println!("The cluster answers: Kubernetes {version}.\n\nWhat can be provisioned in it:\n");
-        }
-        Err(why) => {
-            println!(
-                "The cluster does not answer as it should. {}\n  {}",
-                why.message, why.detail
-            );
-            return exit(1);
-        }
-    }
-    for offering in &catalog.offerings {
-        let mechanism = offering
-            .binding
-            .as_ref()
-            .map(|binding| binding.mechanism.as_str());
-        let lacking = mechanism.filter(|mechanism| !mechanisms.contains_key(*mechanism));
-        for plan in &offering.plans {
-            let name = format!("{}/{}", offering.name, plan.name);
-            let offered = match lacking {
-                None => cluster.offers(offering, plan),
-                Some(mechanism) => Err(format!(
-                    "its credential mechanism \"{mechanism}\" is not part of this version"
-                )),
-            };
-            match offered {
-                Ok(()) => println!("  {name:<24}  yes"),
-                Err(why) => println!("  {name:<24}  no: {why}"),
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The generated table of offerings and plans.

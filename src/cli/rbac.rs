@@ -25,7 +25,7 @@ pub(super) fn run(args: &RbacArgs) -> anyhow::Result<()> {
         Some(file) => load_config(file)?,
         None => Config::default(),
     };
-    let settings = app::kubernetes_settings(&config.provisioner.kubernetes);
+    let settings = app::kubernetes_settings(&config.provisioner.kubernetes, &config.bindings);
     let clock: std::sync::Arc<dyn Clock> = std::sync::Arc::new(SystemClock);
     let catalog = app::catalog::load(&config.catalog, &app::mechanisms(&clock))?;
     let account = args
@@ -55,7 +55,7 @@ pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 2] {
             transport: Transport::Direct,
             ..config::Kubernetes::default()
         };
-        let settings = app::kubernetes_settings(&section);
+        let settings = app::kubernetes_settings(&section, &config::Bindings::default());
         let account = ("placeholder-namespace", "placeholder-account");
         rbac::yaml(&rbac::manifests(&settings, &catalog.offerings, account))
     };
@@ -69,7 +69,7 @@ pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 2] {
 }
 
 /// Namespace and name, which stand inside the rules and so must be nothing but names.
-fn split(account: &str) -> anyhow::Result<(&str, &str)> {
+pub(super) fn split(account: &str) -> anyhow::Result<(&str, &str)> {
     let (namespace, name) = account
         .split_once('/')
         .ok_or_else(|| anyhow!("`{account}` is not NAMESPACE/NAME, such as chandler/chandler."))?;

@@ -26,6 +26,9 @@ pub struct Bindings {
     /// Seconds that the former credentials go on working after a rotation in place.
     #[schemars(range(min = 0, max = 604_800))]
     pub rotation_grace_seconds: Option<u32>,
+    /// Minutes between two comparisons of all bindings with the clients, secrets and users that are there, told in log and metrics; 0 = never. Absent: 60.
+    #[schemars(range(max = 10_080))]
+    pub reconcile_minutes: Option<u32>,
     /// Namespaces that Secrets may be put into (`delivery: secret`), by platform: its name → namespaces.
     pub secret_namespaces: std::collections::BTreeMap<String, Vec<String>>,
 }
@@ -50,7 +53,7 @@ pub struct Vault {
     pub kv_mount: String,
     /// Mount of the KV store (version 2) for instances' administrators, which no application can read.
     pub internal_mount: String,
-    /// Keep the administrators' credentials of instances there, instead of sealed in the store.
+    /// Keep the administrators' credentials of instances there, instead of sealed in the store. Those that were sealed before stay where they are; switch it off only while no instance's lie in the vault.
     pub instance_secrets: bool,
     /// Mount of the JWT log-in of applications.
     pub jwt_mount: String,

@@ -30,12 +30,14 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
             found,
         );
     }
-    for name in config.bindings.secret_namespaces.keys() {
+    for (name, namespaces) in &config.bindings.secret_namespaces {
+        let path = format!("bindings.secret_namespaces.{name}");
         if !config.platforms.iter().any(|p| &p.name == name) {
-            found.refuse(
-                format!("bindings.secret_namespaces.{name}"),
-                "is not the name of a platform",
-            );
+            found.refuse(path.as_str(), "is not the name of a platform");
+        }
+        // They become part of the rules that `chandler rbac` prints.
+        if !namespaces.iter().all(|namespace| is_namespace(namespace)) {
+            found.refuse(path, "must be names of namespaces: a-z 0-9 -, at most 63");
         }
     }
 }
@@ -63,6 +65,10 @@ fn vault(vault: &Vault, found: &mut Findings) {
         ("vault.kv_mount", &vault.kv_mount),
         ("vault.internal_mount", &vault.internal_mount),
         ("vault.jwt_mount", &vault.jwt_mount),
+        (
+            "vault.login.mount",
+            vault.login.mount.as_ref().unwrap_or(&vault.jwt_mount),
+        ),
     ] {
         if !is_mount(mount) {
             found.refuse(path, "must be a mount's path: a-z 0-9 - _ in parts divided by /");
@@ -74,7 +80,29 @@ fn vault(vault: &Vault, found: &mut Findings) {
             "must be another mount than `vault.kv_mount`: no application may read what lies there",
         );
     }
+    for (path, role) in [
+        ("vault.jwt_role", &vault.jwt_role),
+        ("vault.login.role", &vault.login.role),
+    ] {
+        if role.contains('/') || !is_mount(role) {
+            found.refuse(path, "must be a role's name: a-z 0-9 - _");
+        }
+    }
+    for (path, version) in [
+        ("vault.min_vault", &vault.min_vault),
+        ("vault.min_openbao", &vault.min_openbao),
+    ] {
+        if !version.split('.').all(|part| part.parse::<u32>().is_ok()) {
+            found.refuse(path, "must be a version, such as 2.0.4");
+        }
+    }
+    if let Some(public) = &vault.public_address {
+        address("vault.public_address", public, vault.allow_plaintext, found);
+    }
     let login = &vault.login;
+    if login.wrapped && login.kind != VaultLoginKind::AppRole {
+        found.refuse("vault.login.wrapped", "is for the log-in `approle` alone");
+    }
     match login.kind {
         VaultLoginKind::Kubernetes => {}
         VaultLoginKind::AppRole => {
@@ -111,6 +139,15 @@ fn keycloak(keycloak: &Keycloak, found: &mut Findings) {
             "give one of `client_secret_file` and `private_key_file`: how the broker proves who it is",
         ),
     }
+}
+
+fn is_namespace(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 fn is_mount(mount: &str) -> bool {

@@ -229,7 +229,7 @@ fn all_errors_come_at_once_each_with_its_path() {
         "name that file in `password_file`",
         "(set by CHANDLER__ENGINE__WORKERS)",
         "chmod 600",
-        "extra: unknown setting; known here: catalog, engine,",
+        "extra: unknown setting; known here: bindings, catalog, engine,",
     ] {
         assert!(report.contains(sentence), "{sentence}\n{report}");
     }
@@ -356,6 +356,33 @@ fn insecure_and_senseless_settings_are_refused() {
             !loaded.check_report().contains("hunter2") && !loaded.show().contains("hunter2"),
             "{variable}"
         );
+    }
+}
+
+#[test]
+fn a_vault_needs_names_that_can_stand_in_a_path() {
+    let room = Room::new();
+    let with = |vault: &str| {
+        let more = format!(
+            "vault: {{address: \"https://vault:8200\", {vault}}}\n\
+             keycloak: {{url: \"https://kc\", client_secret_file: password}}\n"
+        );
+        room.load(&least(&more), &[])
+    };
+    assert_eq!(
+        paths(&with("login: {mount: team/kubernetes}")),
+        Vec::<&str>::new()
+    );
+    for (vault, path) in [
+        ("login: {mount: ../sys}", "vault.login.mount"),
+        ("login: {role: a/b}", "vault.login.role"),
+        ("jwt_role: \"../x\"", "vault.jwt_role"),
+        ("internal_mount: osb", "vault.internal_mount"),
+        ("min_vault: newest", "vault.min_vault"),
+        ("public_address: \"http://vault\"", "vault.public_address"),
+        ("login: {wrapped: true}", "vault.login.wrapped"),
+    ] {
+        assert_eq!(paths(&with(vault)), [path], "{vault}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! A service binding: one application's own credentials on one instance.
 
+use super::delivery::{BindingRef, Delivery};
 use super::instance::Millis;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -37,6 +38,11 @@ impl BindingState {
             Self::Expired => "expired",
             Self::Gone => "gone",
         }
+    }
+
+    /// Whether nothing of it lets anybody in any more (unless the row says `residue`).
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Gone | Self::Failed | Self::Expired)
     }
 
     /// The state a stored word means.
@@ -102,6 +108,17 @@ pub struct Binding {
     pub handle: String,
     /// Something of it may still exist on the backend; the sweep revokes it again.
     pub residue: bool,
+    /// What its answers carry.
+    pub delivery: Delivery,
+    /// Which generation of its credentials applications are to use; 0 until it is rotated in place.
+    pub generation: u32,
+    /// How often it was to get another user: rotations in place, and binds under an id that was used before. With 0,
+    /// `handle` is the only user there can be.
+    pub rotations: u32,
+    /// The service account that is its identity, `<namespace>/<name>`.
+    pub service_account: Option<String>,
+    /// Where its Secret is (`Delivery::Secret`).
+    pub secret_namespace: Option<String>,
     /// When it stops being valid.
     pub expires_at: Option<Millis>,
     /// When the platform should have rotated it.
@@ -112,7 +129,62 @@ pub struct Binding {
     pub updated_at: Millis,
 }
 
+/// What a user of a binding is, beside the present one. Stored as the lower-case word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserState {
+    /// Being rotated in.
+    Next,
+    /// Rotated out, and let in until its grace is over.
+    Former,
+    /// Not to be let in.
+    Revoked,
+}
+
+impl UserState {
+    /// The stored word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Next => "next",
+            Self::Former => "former",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// The state a stored word means.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Next, Self::Former, Self::Revoked]
+            .into_iter()
+            .find(|state| state.as_str() == word)
+    }
+}
+
+/// A user of a binding beside its present one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherUser {
+    /// As [`Binding::handle`].
+    pub handle: String,
+    /// Of which generation its credentials are.
+    pub generation: u32,
+    /// What it is.
+    pub state: UserState,
+    /// Whether applications may have read it.
+    pub shown: bool,
+    /// Whether it is not to be let in (any more), whatever the server knows of that.
+    pub refused: bool,
+    /// When it is to be taken away ([`UserState::Former`]).
+    pub due_at: Option<Millis>,
+}
+
 impl Binding {
+    /// What servers around the instance know it by.
+    pub fn reference(&self) -> BindingRef {
+        BindingRef {
+            tenant: self.platform.clone(),
+            iid: self.iid.clone(),
+            bid: self.bid.clone(),
+        }
+    }
+
     /// Whether its time is over at `now`, whatever its state says: the sweep may not have come by yet.
     pub fn is_expired(&self, now: Millis) -> bool {
         self.expires_at.is_some_and(|at| at <= now)

@@ -5,12 +5,17 @@
 
 use super::binding::{Binding, BindingAttributes, BindingState};
 use super::catalog::{Catalog, Offering, Plan};
+use super::delivery::{Handing, Ways};
 use super::error::{Error, ErrorKind};
 use super::instance::{Instance, InstanceAttributes, InstanceState, Millis};
 use super::operation::{OperationKind, UpdateTarget};
 use super::params;
 use super::request::{Bind, Delete, Provision, Update};
 use std::sync::Arc;
+
+mod rotation;
+
+pub use rotation::{RotateDecision, rotate};
 
 /// The open operation of a subject, as far as deciding needs it.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,8 +90,8 @@ pub enum DeprovisionDecision {
 /// What a PUT binding comes to.
 #[derive(Debug, Clone)]
 pub enum BindDecision {
-    /// Write the row with these attributes (inherited ones filled in) and open a bind.
-    Create(Picked, Box<BindingAttributes>),
+    /// Write the row with these attributes (inherited ones filled in), handed over like this, and open a bind.
+    Create(Picked, Box<(BindingAttributes, Handing)>),
     /// Identical and complete: 200 (B-03).
     Exists,
     /// Identical and running (B-04).
@@ -357,6 +362,7 @@ pub fn deprovision(
 /// Decides PUT binding. `predecessor` is the row its `predecessor_binding_id` names on the same instance.
 pub fn bind(
     catalog: &Catalog,
+    ways: &Ways,
     request: &Bind,
     instance: Option<&InstanceNow>,
     found: Option<&BindingNow>,
@@ -383,10 +389,16 @@ pub fn bind(
 
     // 7, and B-05 precedes "does not fit the instance".
     let alive = found.filter(|b| b.binding.state != BindingState::Gone);
+    if alive.is_none() && found.is_some_and(|b| b.open.is_some()) {
+        // The last look at what the binding of this id left outside: it takes a moment.
+        return Err(Error::concurrency());
+    }
     if let Some(there) = alive {
         let same = there.binding.requested == *asked;
         match (there.binding.state, &there.open) {
-            (BindingState::Ready, None) if same && !there.binding.is_expired(now) => {
+            (BindingState::Ready, open)
+                if same && !there.binding.is_expired(now) && open.as_ref().is_none_or(in_place) =>
+            {
                 return Ok(BindDecision::Exists);
             }
             (BindingState::Creating, Some(open)) if same => {
@@ -434,7 +446,10 @@ pub fn bind(
         return Err(Error::requires_app());
     }
     // 10
-    params::check(&plan.schemas.bind, &attributes.parameters).map_err(Error::bad_request)?;
+    params::check(&plan.schemas.bind, &ways.of_the_plan(&attributes.parameters))
+        .map_err(Error::bad_request)?;
+    let before = predecessor.map(|b| b.binding.delivery);
+    let handing = ways.decide(&plan.delivery, before, &attributes.parameters)?;
     if let (Some(template), Some(role)) = (
         &offering.binding,
         attributes
@@ -453,7 +468,10 @@ pub fn bind(
         return Err(Error::concurrency());
     }
     match on.instance.state {
-        InstanceState::Ready => Ok(BindDecision::Create((offering, plan), Box::new(attributes))),
+        InstanceState::Ready => Ok(BindDecision::Create(
+            (offering, plan),
+            Box::new((attributes, handing)),
+        )),
         InstanceState::ProvisionFailed => Err(Error::bad_request(
             "This instance was never provisioned successfully and cannot be bound. Delete it and create it again.",
         )),
@@ -462,6 +480,11 @@ pub fn bind(
         )),
         _ => Err(Error::concurrency()),
     }
+}
+
+/// Work under which a binding stays what it is.
+fn in_place(open: &OpenOperation) -> bool {
+    matches!(open.kind, OperationKind::Rotate | OperationKind::Retire)
 }
 
 fn filled<'a>(asked: &'a str, rotation: bool, own: &'a str) -> &'a str {

@@ -47,6 +47,8 @@ pub enum ErrorKind {
     MaintenanceInfoConflict,
     /// 422 `PlanChangeNotSupported` (U-08).
     PlanChangeNotSupported,
+    /// 422 `RotationNotSupported`: a binding that cannot be rotated in place.
+    RotationNotSupported,
     /// Too many requests or failed log-ins: 429.
     TooManyRequests,
     /// A backend or our own state failed while serving a correct request: 500.

@@ -282,6 +282,16 @@ pub fn settings(
     }
 }
 
+/// The names an instance on Kubernetes has in expressions: its base name, its namespace, the cluster's domain and the kinds
+/// it was found to have.
+pub fn cluster_place(name: &str, namespace: &str, domain: &str, kinds: &[String]) -> Map<String, Value> {
+    Map::from_iter([
+        ("name".to_owned(), name.into()),
+        ("namespace".to_owned(), namespace.into()),
+        ("cluster".to_owned(), json!({"domain": domain, "kinds": kinds})),
+    ])
+}
+
 /// What a binding's credentials are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct BindingFacts<'a> {
@@ -352,6 +362,22 @@ pub fn binding_credentials(
         views.push(view(endpoint).map_err(|message| error(&format!("endpoints[{i}]"), message))?);
     }
     Ok((Secret::new(credentials), views))
+}
+
+/// What may be told of a binding without telling a secret: the credentials object without all that depends on the user.
+pub fn binding_coordinates(
+    binding: &BindingTemplate,
+    scope: &Scope,
+) -> Result<Map<String, Value>, ExprError> {
+    let mut coordinates = binding
+        .coordinates
+        .fill(scope)
+        .map_err(|e| below("credentials", e))?;
+    drop_nulls(&mut coordinates);
+    match coordinates {
+        Value::Object(coordinates) => Ok(coordinates),
+        _ => Err(error("credentials", "must be a map")),
+    }
 }
 
 fn view(endpoint: &Value) -> Result<EndpointView, &'static str> {
@@ -612,17 +638,19 @@ mod tests {
 
     #[test]
     fn nulls_are_left_out_of_credentials_at_every_depth() {
+        let credentials = Template::compile(json!({
+            "password": "${user.password}", "none": "${null}", "in": {"none": null, "list": [null, 1]}, "role": "${role}",
+            "monitor": "${endpoints.monitor.port}", "iid": "${instance.iid}",
+        }))
+        .unwrap();
         let binding = BindingTemplate {
             mechanism: "sql".into(),
             settings: Template::compile(json!({"n": "${plan.n}"})).unwrap(),
             endpoint: "client".into(),
             default_role: "owner".into(),
             roles: vec!["owner".into()],
-            credentials: Template::compile(json!({
-                "password": "${user.password}", "none": "${null}", "in": {"none": null, "list": [null, 1]}, "role": "${role}",
-                "monitor": "${endpoints.monitor.port}", "iid": "${instance.iid}",
-            }))
-            .unwrap(),
+            coordinates: credentials.without("user").unwrap(),
+            credentials,
             endpoints: Template::compile(json!([
                 {"host": "${endpoint.host}", "ports": ["${endpoint.port}", "9000-9010"]},
                 {"host": "h", "ports": ["1"], "protocol": "udp"},
@@ -658,6 +686,11 @@ mod tests {
         assert_eq!(
             Value::Object(credentials.expose().clone()),
             json!({"password": "p", "in": {"list": [1]}, "role": "owner", "monitor": 8222, "iid": "iid"})
+        );
+        assert_eq!(
+            Value::Object(binding_coordinates(&binding, &scope).unwrap()),
+            json!({"in": {"list": [1]}, "role": "owner", "monitor": 8222, "iid": "iid"}),
+            "what the user is made of stays out"
         );
         assert_eq!(endpoints[0].ports, ["5432", "9000-9010"]);
         assert_eq!(

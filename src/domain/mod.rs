@@ -3,6 +3,7 @@
 //! Everything here is a plain function of its arguments, so each rule can be tested as a table.
 
 pub mod access;
+pub mod audit;
 pub mod binding;
 pub mod catalog;
 pub mod decide;
@@ -14,5 +15,6 @@ pub mod manifest;
 pub mod names;
 pub mod operation;
 pub mod params;
+pub mod projection;
 pub mod request;
 pub mod secret;

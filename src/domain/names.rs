@@ -41,6 +41,17 @@ pub fn backend_user(bid: &str) -> String {
     format!("b_{bid}")
 }
 
+/// The other name its user may have: a rotation in place takes them by turns.
+pub fn second_user(bid: &str) -> String {
+    format!("b_{bid}_r")
+}
+
+/// The binding a backend user belongs to; none for a name that the broker never gives.
+pub fn bid_of_user(user: &str) -> Option<&str> {
+    let bid = user.strip_prefix("b_")?;
+    Some(bid.strip_suffix("_r").unwrap_or(bid)).filter(|bid| is_name(bid))
+}
+
 /// What every [`client_id`] starts with.
 pub const CLIENT_PREFIX: &str = "osb-b-";
 
@@ -85,6 +96,13 @@ mod tests {
             }
         }
         assert_eq!(backend_user(&names[3]).len(), 28);
+        for user in [backend_user(&names[3]), second_user(&names[3])] {
+            assert_eq!(bid_of_user(&user), Some(names[3].as_str()));
+        }
+        let twice = format!("{}_r", second_user(&names[3]));
+        for strange in ["b_", "b_x", "b__r", "postgres", &names[3], &twice] {
+            assert_eq!(bid_of_user(strange), None);
+        }
         assert_eq!(bid_of_client(&client_id(&names[3])), Some(names[3].as_str()));
         for strange in ["osb-b-*", "osb-b-", "osb-b-../../x", "other"] {
             assert_eq!(bid_of_client(strange), None);

@@ -20,6 +20,12 @@ pub enum OperationKind {
     Unbind,
     /// Revoke a binding because its time is over, or finish an undo that could not be finished.
     Revoke,
+    /// Give a binding new credentials in place.
+    Rotate,
+    /// Take former credentials away because their grace is over.
+    Retire,
+    /// Look once more that nothing of a binding that has ended came back outside.
+    Settle,
 }
 
 impl OperationKind {
@@ -32,6 +38,9 @@ impl OperationKind {
             Self::Bind => "bind",
             Self::Unbind => "unbind",
             Self::Revoke => "revoke",
+            Self::Rotate => "rotate",
+            Self::Retire => "retire",
+            Self::Settle => "settle",
         }
     }
 
@@ -44,13 +53,16 @@ impl OperationKind {
             "bind" => Self::Bind,
             "unbind" => Self::Unbind,
             "revoke" => Self::Revoke,
+            "rotate" => Self::Rotate,
+            "retire" => Self::Retire,
+            "settle" => Self::Settle,
             _ => return None,
         })
     }
 
     /// Whether its subject is a binding.
     pub fn is_binding(self) -> bool {
-        matches!(self, Self::Bind | Self::Unbind | Self::Revoke)
+        !matches!(self, Self::Provision | Self::Update | Self::Deprovision)
     }
 }
 

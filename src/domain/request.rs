@@ -83,6 +83,24 @@ pub struct Bind {
     pub accepts_incomplete: bool,
 }
 
+/// A rotation in place.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rotate {
+    /// The platform's binding id.
+    pub binding_id: String,
+    /// The platform's instance id, needed where the binding's alone does not say which is meant.
+    pub instance_id: Option<String>,
+}
+
+/// What is told of a rotation that is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RotationView {
+    /// Which generation of the credentials applications now find.
+    pub generation: u32,
+    /// Until when the former ones go on working, milliseconds.
+    pub former_until: Option<i64>,
+}
+
 /// How a mutating call ended, as far as it is known when the answer leaves.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome<T> {

@@ -3,8 +3,9 @@
 //! A bind or unbind is always a durable operation. A request that wants its answer at once waits for
 //! that operation's end; the work is the same.
 
-use super::binding_steps::{BIND, UNBIND};
+use super::binding_steps::first;
 use super::{Engine, millis};
+use crate::domain::audit::{Action, Cause, Event};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::catalog::Plan;
 use crate::domain::decide::{self, BindDecision, BindingNow, UnbindDecision};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest life of a bind or unbind, milliseconds: backends answer in milliseconds, so this is for outages.
-const PATIENCE: Millis = 300_000;
+pub(super) const PATIENCE: Millis = 300_000;
 
 enum Written {
     Working(String),
@@ -51,13 +52,24 @@ impl Engine {
         let (platform, request_id) = (caller.platform.clone(), caller.request_id.clone());
         let waits = !request.accepts_incomplete;
         let (instance_id, binding_id) = (request.instance_id.clone(), request.binding_id.clone());
+        let asked = Event::asked(caller, Action::Bind, &instance_id, &binding_id, now)
+            .after(predecessor.as_deref())
+            .by(&operation_id);
+        let own = operation_id.clone();
         let request = Arc::new(request);
+        let ways = self.ways(&platform);
+        let step = {
+            let engine = self.clone();
+            move |delivery| first(&engine, OperationKind::Bind, delivery)
+        };
         let written = self
             .store
             .write(move |tx| {
                 let (served, request, iid, bid) = (served.clone(), request.clone(), iid.clone(), bid.clone());
                 let (operation_id, request_id) = (operation_id.clone(), request_id.clone());
                 let (platform, predecessor) = (platform.clone(), predecessor.clone());
+                let (ways, step) = (ways.clone(), step.clone());
+                let asked = asked.clone();
                 Box::pin(async move {
                     let instance = tx.instance_now(&iid).await?;
                     let found = tx.binding_now(&bid).await?;
@@ -67,17 +79,33 @@ impl Engine {
                     };
                     let decision = decide::bind(
                         &served.catalog,
+                        &ways,
                         &request,
                         instance.as_ref(),
                         found.as_ref(),
                         before.as_ref(),
                         now,
                     )?;
-                    let ((offering, plan), attributes) = match decision {
+                    let ((offering, plan), (attributes, handing)) = match decision {
                         BindDecision::Exists => return Ok(Written::Still),
                         BindDecision::Running(id) => return Ok(Written::Working(id)),
-                        BindDecision::Create(picked, attributes) => (picked, *attributes),
+                        BindDecision::Create(picked, made) => (picked, *made),
                     };
+                    let service_account = handing.service_account();
+                    if let Some(account) = &service_account
+                        && tx.service_account_taken(account, &bid).await?
+                    {
+                        return Err(Error::bad_request(format!(
+                            "parameters.client_auth.service_account: {account} is another binding's identity already; every binding, a successor too, needs a service account of its own."
+                        ))
+                        .into());
+                    }
+                    // An id that was used before: its former user stays revoked.
+                    let mut rotations = 0;
+                    if let Some(found) = &found {
+                        tx.reuse_binding(&bid, now).await?;
+                        rotations = found.binding.rotations + 1;
+                    }
                     let expires_at = plan.binding_lifetime.map(|l| now + 1000 * i64::from(l.ttl));
                     tx.save_binding(&Binding {
                         bid: bid.clone(),
@@ -89,6 +117,11 @@ impl Engine {
                         state: BindingState::Creating,
                         handle: String::new(),
                         residue: false,
+                        delivery: handing.delivery,
+                        generation: 0,
+                        rotations,
+                        service_account,
+                        secret_namespace: handing.namespace,
                         expires_at,
                         renew_before: plan
                             .binding_lifetime
@@ -97,9 +130,6 @@ impl Engine {
                         updated_at: now,
                     })
                     .await?;
-                    if found.is_some() {
-                        tx.unmark_revoked(&bid).await?;
-                    }
                     tx.insert_operation(&NewOperation {
                         id: operation_id.clone(),
                         kind: OperationKind::Bind,
@@ -107,13 +137,14 @@ impl Engine {
                         bid: Some(bid),
                         offering: offering.name.clone(),
                         target: None,
-                        step: BIND[0],
+                        step: step(handing.delivery),
                         description: "Accepted.",
                         now,
                         deadline_at: now + patience(Some(&plan)),
                         request_id,
                     })
                     .await?;
+                    tx.audit(asked);
                     Ok(Written::Working(operation_id))
                 })
             })
@@ -129,6 +160,10 @@ impl Engine {
                         operation: id,
                         body: BindingView::default(),
                     }),
+                    // What the bind itself answers is told by its own events.
+                    Some(()) if id == own => Ok(Outcome::Created(
+                        self.unrecorded_binding(caller, &instance_id, &binding_id).await?,
+                    )),
                     Some(()) => Ok(Outcome::Created(
                         self.fetch_binding(caller, &instance_id, &binding_id).await?,
                     )),
@@ -146,13 +181,21 @@ impl Engine {
         let bid = names::bid(&caller.platform, &request.instance_id, &binding_id);
         let operation_id = (self.ports.new_id)();
         let request_id = caller.request_id.clone();
+        let asked =
+            Event::asked(caller, Action::Unbind, &request.instance_id, &binding_id, now).by(&operation_id);
         let waits = !request.accepts_incomplete;
         let request = Arc::new(request);
+        let step = {
+            let engine = self.clone();
+            move |delivery| first(&engine, OperationKind::Unbind, delivery)
+        };
         let (id, superseded) = self
             .store
             .write(move |tx| {
                 let (served, request, iid, bid) = (served.clone(), request.clone(), iid.clone(), bid.clone());
-                let (operation_id, request_id) = (operation_id.clone(), request_id.clone());
+                let (operation_id, request_id, step) =
+                    (operation_id.clone(), request_id.clone(), step.clone());
+                let asked = asked.clone();
                 Box::pin(async move {
                     let instance = tx.instance_now(&iid).await?;
                     let found = tx.binding_now(&bid).await?;
@@ -169,12 +212,15 @@ impl Engine {
                         )
                         .await?;
                     }
-                    let attributes = found.map(|now| now.binding.attributes).unwrap_or_default();
+                    let binding = found
+                        .ok_or_else(|| Error::internal("an unbind was decided on nothing"))?
+                        .binding;
+                    let attributes = &binding.attributes;
                     let offering = served.catalog.offering(&attributes.service_id);
                     let plan = served.catalog.plan(&attributes.service_id, &attributes.plan_id);
                     tx.set_binding_state(&bid, BindingState::Deleting, true, now)
                         .await?;
-                    tx.mark_revoked(&bid, now).await?;
+                    tx.mark_revoked(&binding, now).await?;
                     tx.insert_operation(&NewOperation {
                         id: operation_id.clone(),
                         kind: OperationKind::Unbind,
@@ -182,13 +228,14 @@ impl Engine {
                         bid: Some(bid),
                         offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
                         target: None,
-                        step: UNBIND[0],
+                        step: step(binding.delivery),
                         description: "Accepted.",
                         now,
                         deadline_at: now + patience(plan.map(|(_, p)| p.as_ref())),
                         request_id,
                     })
                     .await?;
+                    tx.audit(asked);
                     Ok((operation_id, supersede))
                 })
             })
@@ -224,10 +271,15 @@ impl Engine {
     /// Opens a revocation the broker wants itself: of an expired binding, or of what a failed one left behind.
     ///
     /// False when something else is at work on the binding or it changed meanwhile.
-    pub(super) async fn revoke_by_ourselves(self: &Arc<Self>, seen: &Binding) -> Result<bool, Fail> {
+    pub(super) async fn revoke_by_ourselves(
+        self: &Arc<Self>,
+        seen: &Binding,
+        cause: Cause,
+    ) -> Result<bool, Fail> {
         let served = self.served();
         let now = self.now();
         let operation_id = (self.ports.new_id)();
+        let step = first(self, OperationKind::Revoke, seen.delivery);
         let seen = seen.clone();
         let opened = self
             .store
@@ -236,18 +288,22 @@ impl Engine {
                 Box::pin(async move {
                     let instance = tx.instance_now(&seen.iid).await?;
                     let there: Option<BindingNow> = tx.binding_now(&seen.bid).await?;
-                    let free = instance.is_some_and(|i| i.open.is_none())
-                        && there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state);
-                    if !free {
+                    let Some(instance) = instance.filter(|i| i.open.is_none()) else {
+                        return Ok(false);
+                    };
+                    if !there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state) {
                         return Ok(false);
                     }
+                    let told =
+                        Event::ordered(Action::Revoke, cause, &seen, &instance.instance.instance_id, now);
+                    tx.audit(told.by(&operation_id));
                     let state = if seen.state == BindingState::Failed {
                         BindingState::Failed
                     } else {
                         BindingState::Deleting
                     };
                     tx.set_binding_state(&seen.bid, state, true, now).await?;
-                    tx.mark_revoked(&seen.bid, now).await?;
+                    tx.mark_revoked(&seen, now).await?;
                     let offering = served.catalog.offering(&seen.attributes.service_id);
                     tx.insert_operation(&NewOperation {
                         id: operation_id,
@@ -256,7 +312,7 @@ impl Engine {
                         bid: Some(seen.bid),
                         offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
                         target: None,
-                        step: UNBIND[0],
+                        step,
                         description: "Revoking.",
                         now,
                         deadline_at: now + PATIENCE,

@@ -1,7 +1,7 @@
 //! Steps of provision, update and deprovision. Each may run again at any time and finds its own earlier work.
 
-use super::Engine;
 use super::runner::{Next, OnFailure, Step, ended_badly, following, succeeded};
+use super::{Engine, outside};
 use crate::domain::catalog::{Offering, Plan};
 use crate::domain::expr::{ExprError, Scope};
 use crate::domain::instance::{Instance, InstanceAttributes, InstanceState, Millis};
@@ -13,7 +13,7 @@ use crate::ports::{
     CredentialMechanism, InstanceRef, ObjectRef, Observation, PortError, Removal, RevokedHandle, Target,
     Volumes, secret_name,
 };
-use crate::store::{Claimed, Progress};
+use crate::store::{Claimed, LookAgain, Progress};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +21,27 @@ use std::time::Duration;
 /// Steps of a provision and, with other values, of an update and of its undo.
 pub(super) const PROVISION: &[&str] = &["place", "secrets", "apply", "ready", "prepare"];
 /// Steps of a deprovision.
-pub(super) const DEPROVISION: &[&str] = &["remove", "forget"];
+const DEPROVISION: &[&str] = &["remove", "forget"];
 /// How long going back after a failed update may take, milliseconds.
 const UNDO: Millis = 600_000;
+
+/// The steps of an operation on an instance, in order. What lies around the server knows its bindings, where there is
+/// anything: they are taken out of it first.
+pub(super) fn steps(engine: &Engine, kind: OperationKind) -> Vec<&'static str> {
+    match kind {
+        OperationKind::Deprovision => {
+            let release = outside::anything(engine).then_some("release");
+            release.iter().chain(DEPROVISION).copied().collect()
+        }
+        _ => PROVISION.to_vec(),
+    }
+}
 
 pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     let instance = &claimed.instance;
     if claimed.operation.kind == OperationKind::Deprovision {
         return match claimed.operation.step.as_str() {
+            "release" => outside::release(engine, claimed).await,
             "forget" => forget(engine, claimed).await,
             _ => remove(engine, claimed).await,
         };
@@ -438,7 +451,7 @@ pub(super) async fn revoked(engine: &Engine, iid: &str) -> Result<Vec<RevokedHan
 
 pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
     let operation = &claimed.operation;
-    if let Some(step) = following(operation.kind, operation.failing.is_some(), &operation.step) {
+    if let Some(step) = following(engine, claimed) {
         return Next::Step(step);
     }
     let mut instance = claimed.instance.clone();
@@ -464,6 +477,11 @@ pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
             instance.state = InstanceState::Gone;
             instance.endpoints.clear();
             finish.bindings_gone = true;
+            finish.look_again = if outside::anything(engine) {
+                LookAgain::At(outside::later(engine))
+            } else {
+                LookAgain::Never
+            };
             finish
         }
         (OperationKind::Update, Some(why), _) => {

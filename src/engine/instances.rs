@@ -1,7 +1,8 @@
 //! Commands on instances: PUT, PATCH, DELETE.
 
 use super::Engine;
-use super::instance_steps::{DEPROVISION, PROVISION};
+use super::instance_steps::{PROVISION, steps};
+use crate::domain::audit::Event;
 use crate::domain::catalog::{Offering, Plan};
 use crate::domain::decide::{self, DeprovisionDecision, InstanceNow, ProvisionDecision, UpdateDecision};
 use crate::domain::error::Error;
@@ -200,18 +201,25 @@ impl Engine {
         let operation_id = (self.ports.new_id)();
         let request_id = caller.request_id.clone();
         let refuse = self.settings.refuse_deprovision_with_bindings;
+        let begins = steps(self, OperationKind::Deprovision);
+        let step = begins.first().copied().unwrap_or_default();
+        let asked = Event::asked_for_all(caller, &request.instance_id, now).by(&operation_id);
         let request = Arc::new(request);
         let (id, superseded) = self
             .store
             .write(move |tx| {
                 let (served, request, iid) = (served.clone(), request.clone(), iid.clone());
                 let (operation_id, request_id) = (operation_id.clone(), request_id.clone());
+                let asked = asked.clone();
                 Box::pin(async move {
                     let found = tx.instance_now(&iid).await?;
                     let supersede = match decide::deprovision(refuse, &request, found.as_ref())? {
                         DeprovisionDecision::Running(id) => return Ok((id, None)),
                         DeprovisionDecision::Start { supersede } => supersede,
                     };
+                    if found.as_ref().is_some_and(|now| now.bindings > 0) {
+                        tx.audit(asked);
+                    }
                     let attributes = found.map(|now| now.instance.attributes).unwrap_or_default();
                     let offering = served.catalog.offering(&attributes.service_id);
                     let patience = served
@@ -235,7 +243,7 @@ impl Engine {
                         bid: None,
                         offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
                         target: None,
-                        step: DEPROVISION[0],
+                        step,
                         description: "Accepted.",
                         now,
                         deadline_at: now + 1000 * i64::from(patience),

@@ -5,19 +5,26 @@
 //! operations and takes them step by step through the ports. Restart, crash, a second replica and
 //! normal running are one path: an open row whose lease has run out is simply claimed.
 
+mod answer;
 mod binding_steps;
 mod bindings;
 mod instance_steps;
 mod instances;
+mod outside;
 mod queries;
+mod reconcile;
 mod retained;
+mod rotation;
+mod rotation_steps;
 mod runner;
 mod sweep;
 
+pub use reconcile::{Done, Finding, Kind, Mend, Reconciler, Report};
 pub use runner::{CANCELLED, Runner};
 pub use sweep::{SweepReport, Sweeper};
 
 use crate::domain::catalog::{Catalog, Offering, Plan};
+use crate::domain::delivery::{Delivery, Ways};
 use crate::domain::error::Error;
 use crate::domain::instance::Millis;
 use crate::domain::operation::OperationState;
@@ -82,6 +89,15 @@ pub enum Drift {
     Off,
 }
 
+/// What one platform's bindings may be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlatformWays {
+    /// Ways its applications may get their credentials, the usual one first; empty = the broker's.
+    pub delivery: Vec<Delivery>,
+    /// Namespaces its Secrets may be put into.
+    pub namespaces: Vec<String>,
+}
+
 /// How the engine behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -105,6 +121,15 @@ pub struct Settings {
     pub drift: Drift,
     /// How often they are looked for.
     pub drift_every: Duration,
+    /// Ways applications may get their credentials, the usual one first, where the platform names none; empty =
+    /// `reference` where there are a vault and an identity provider, and `inline`.
+    pub delivery: Vec<Delivery>,
+    /// What single platforms may, by name.
+    pub platforms: BTreeMap<String, PlatformWays>,
+    /// Whether the identity provider takes service accounts' tokens for a client's proof.
+    pub service_accounts: bool,
+    /// How long former credentials go on working after a rotation in place.
+    pub rotation_grace: Duration,
     /// How long a request without `accepts_incomplete` waits for its binding.
     pub sync_wait: Duration,
     /// How long a request with `accepts_incomplete` waits before it is answered 202.
@@ -124,6 +149,10 @@ impl Default for Settings {
             retention: Duration::from_hours(7 * 24),
             drift: Drift::Off,
             drift_every: Duration::from_hours(1),
+            delivery: Vec::new(),
+            platforms: BTreeMap::new(),
+            service_accounts: false,
+            rotation_grace: Duration::from_hours(1),
             sync_wait: Duration::from_secs(30),
             async_grace: Duration::from_secs(1),
         }
@@ -144,6 +173,8 @@ pub struct Engine {
     waiting: Mutex<HashMap<String, Arc<Notify>>>,
     /// Set when the process is going down: `/readyz` says so.
     draining: CancellationToken,
+    /// What else keeps this process from being ready: who says so, and the sentence.
+    held_back: Mutex<BTreeMap<&'static str, String>>,
     /// Where operations run: not on the thread of the request that asked for them, which may end first.
     runtime: tokio::runtime::Handle,
 }
@@ -164,6 +195,7 @@ impl Engine {
             running: Mutex::default(),
             waiting: Mutex::default(),
             draining: CancellationToken::new(),
+            held_back: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         })
     }
@@ -215,13 +247,23 @@ impl Engine {
                 })
                 .await?;
         }
-        let body = catalog.served(&|_, plan| offered.contains(&plan.id));
+        let own = self.ways("").schema();
+        let body = catalog.served(&|_, plan| offered.contains(&plan.id), &own);
         self.served.store(Arc::new(Served {
             catalog,
             offered,
             body,
         }));
         Ok(())
+    }
+
+    /// Makes `/readyz` answer 503 with the sentence `why` until the same `who` says there is none.
+    pub fn hold_back(&self, who: &'static str, why: Option<String>) {
+        let mut held_back = lock(&self.held_back);
+        match why {
+            Some(why) => held_back.insert(who, why),
+            None => held_back.remove(who),
+        };
     }
 
     /// Whether the broker can serve: store reachable, catalog loaded, not draining. Else one sentence.
@@ -231,6 +273,9 @@ impl Engine {
         }
         if self.served.load().catalog.offerings.is_empty() {
             return Err("No catalog is loaded.".into());
+        }
+        if let Some(why) = lock(&self.held_back).values().next() {
+            return Err(why.clone());
         }
         self.store
             .ping()
@@ -251,6 +296,27 @@ impl Engine {
     /// The ports, for operators' commands.
     pub fn ports(&self) -> &Ports {
         &self.ports
+    }
+
+    /// What of all the ways to hand credentials over a platform may have.
+    pub(crate) fn ways(&self, platform: &str) -> Ways {
+        let (ports, settings) = (&self.ports, &self.settings);
+        let (identity, vault) = (ports.identity.is_some(), ports.vault.is_some());
+        let own = settings.platforms.get(platform).cloned().unwrap_or_default();
+        let allowed = match (own.delivery, &settings.delivery) {
+            (own, _) if !own.is_empty() => own,
+            (_, all) if !all.is_empty() => all.clone(),
+            _ if identity && vault => vec![Delivery::Reference, Delivery::Inline],
+            _ => vec![Delivery::Inline],
+        };
+        Ways {
+            allowed,
+            identity,
+            vault,
+            projection: ports.projection.is_some(),
+            service_accounts: identity && settings.service_accounts,
+            namespaces: own.namespaces,
+        }
     }
 
     fn now(&self) -> Millis {

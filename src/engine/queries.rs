@@ -1,13 +1,13 @@
-//! Queries: GET instance, GET binding, last_operation. Reads only; no outside call but the secret store's.
+//! Queries: GET instance, GET binding, last_operation. Reads only; what a binding's answer needs from outside is in
+//! `answer`. Nothing is written but the event that tells of credentials given out.
 
 use super::Engine;
-use super::binding_steps::stored_view;
+use crate::domain::audit::{Action, Event};
 use crate::domain::binding::BindingState;
 use crate::domain::error::Error;
 use crate::domain::instance::InstanceState;
 use crate::domain::names;
 use crate::domain::request::{BindingView, Caller, InstanceView, LastOperation};
-use crate::ports::secret_name;
 
 impl Engine {
     /// GET instance (osb-rules §8).
@@ -33,8 +33,26 @@ impl Engine {
         }
     }
 
-    /// GET binding (osb-rules §11).
+    /// GET binding (osb-rules §11). Credentials are given out only once that is recorded (ADR 0019).
     pub async fn fetch_binding(
+        &self,
+        caller: &Caller,
+        instance_id: &str,
+        binding_id: &str,
+    ) -> Result<BindingView, Error> {
+        let view = self.unrecorded_binding(caller, instance_id, binding_id).await?;
+        let read = Event::asked(caller, Action::Read, instance_id, binding_id, self.now());
+        self.store.audit(read).await.map_err(|fail| {
+            Error::unavailable(
+                "The broker cannot record at the moment that these credentials are read, and does not give them out unrecorded; try again later.",
+            )
+            .with_internal(fail.to_string())
+        })?;
+        Ok(view)
+    }
+
+    /// What GET binding tells, unrecorded: for who records it otherwise.
+    pub(super) async fn unrecorded_binding(
         &self,
         caller: &Caller,
         instance_id: &str,
@@ -55,22 +73,7 @@ impl Engine {
             }
             _ => return Err(unknown()),
         }
-        let name = secret_name::binding(&binding.iid, &binding.bid);
-        let stored = self
-            .ports
-            .secrets
-            .get(&name)
-            .await
-            .map_err(|e| {
-                Error::unavailable("The secret store cannot be read at the moment; try again.")
-                    .with_internal(e.detail)
-            })?
-            .ok_or_else(|| Error::internal(format!("the secret {name} of a ready binding is missing")))?;
-        let mut view = stored_view(&stored);
-        view.parameters = binding.attributes.parameters;
-        view.expires_at = binding.expires_at;
-        view.renew_before = binding.renew_before;
-        Ok(view)
+        self.binding_view(&binding).await
     }
 
     /// last_operation of an instance (osb-rules §6).

@@ -8,7 +8,7 @@ use super::{Engine, binding_steps, instance_steps, lock, millis};
 use crate::domain::instance::Millis;
 use crate::domain::operation::{OperationKind, OperationState};
 use crate::ports::{PortError, PortErrorKind};
-use crate::store::{Advance, Claimed, Finish, Progress};
+use crate::store::{Advance, Claimed, Finish, Lease, LookAgain, Progress, UserChange};
 use crate::telemetry;
 use futures::FutureExt;
 use std::collections::HashMap;
@@ -21,6 +21,9 @@ use tracing::{Instrument, debug, info, warn};
 
 /// Longest a single step may take before it counts as a transient failure.
 const STEP_LIMIT: Duration = Duration::from_secs(150);
+/// Failed tries of a step after which another process gets its turn first: one that is cut off from a server would
+/// otherwise always be the first to try again, because it alone knows the moment.
+const OWN_TRIES: i64 = 3;
 /// Longest pause between two tries of a step.
 const LONGEST_PAUSE_MS: f64 = 15_000.0;
 
@@ -44,6 +47,8 @@ async fn listen(engine: Arc<Engine>) {
 pub(super) enum Step {
     /// Done; go on with the next.
     Done(Progress),
+    /// Done; go on with this one.
+    Jump(&'static str, Progress),
     /// Not yet: come back, with the text for people.
     Again(Duration, String),
     /// Cannot work; the reason is for people.
@@ -169,6 +174,7 @@ impl Runner {
                 self.engine.now(),
                 millis(settings.lease),
                 most,
+                millis(self.stepped_back()),
                 &full,
             )
             .await
@@ -223,6 +229,8 @@ impl Runner {
     /// One step and its record. True = go on at once.
     async fn one_step(&self, claimed: &mut Claimed, token: &CancellationToken) -> bool {
         let engine = &self.engine;
+        // A row of another version, or of another configuration, with a step this one does not know begins again.
+        known_step(engine, claimed).clone_into(&mut claimed.operation.step);
         let operation = &claimed.operation;
         let now = engine.now();
         let (id, kind, step) = (operation.id.clone(), operation.kind, operation.step.clone());
@@ -248,14 +256,26 @@ impl Runner {
         };
         match result {
             Ok(Step::Done(progress)) => self.done(claimed, progress).await,
-            Ok(Step::Again(after, message)) => self.again(claimed, after, message, "waiting").await,
+            Ok(Step::Jump(step, progress)) => {
+                merge(claimed, &progress);
+                self.go_on(claimed, step, progress).await
+            }
+            Ok(Step::Again(after, message)) => {
+                self.again(claimed, after, message, "waiting", Lease::Free).await
+            }
             Ok(Step::Failed(why)) => self.failed(claimed, &why, false).await,
             Err(error) => match error.kind {
                 PortErrorKind::Transient | PortErrorKind::Conflict => {
                     info!(%step, tries = claimed.operation.tries, detail = %error.detail, "will try again");
                     telemetry::step_retried(kind, &claimed.operation.offering);
-                    let pause = self.pause(claimed.operation.tries);
-                    self.again(claimed, pause, error.message, "retry").await
+                    let tries = claimed.operation.tries;
+                    let lease = if tries < OWN_TRIES {
+                        Lease::Free
+                    } else {
+                        Lease::StepBack
+                    };
+                    self.again(claimed, self.pause(tries), error.message, "retry", lease)
+                        .await
                 }
                 PortErrorKind::Denied | PortErrorKind::Invalid | PortErrorKind::Gone => {
                     warn!(%step, detail = %error.detail, "cannot work");
@@ -267,28 +287,30 @@ impl Runner {
 
     async fn done(&self, claimed: &mut Claimed, progress: Progress) -> bool {
         merge(claimed, &progress);
-        let now = self.engine.now();
         match next(&self.engine, claimed) {
             Next::End(mut finish) => {
                 finish.progress = progress;
                 self.finish(claimed, *finish).await
             }
-            Next::Step(step) => {
-                let event = (claimed.operation.step.clone(), "done", String::new());
-                let advance = Advance {
-                    step,
-                    due_at: now,
-                    tries: 0,
-                    description: doing(claimed.operation.kind, step, claimed.operation.failing.as_deref()),
-                    failing: claimed.operation.failing.clone(),
-                    deadline_at: claimed.operation.deadline_at,
-                    progress,
-                    event: Some(event),
-                    release: self.stop.is_cancelled(),
-                };
-                self.record(claimed, advance).await && !self.stop.is_cancelled()
-            }
+            Next::Step(step) => self.go_on(claimed, step, progress).await,
         }
+    }
+
+    /// Records a step that is done and what comes next. True = at once.
+    async fn go_on(&self, claimed: &mut Claimed, step: &'static str, progress: Progress) -> bool {
+        let event = (claimed.operation.step.clone(), "done", String::new());
+        let advance = Advance {
+            step,
+            due_at: self.engine.now(),
+            tries: 0,
+            description: doing(claimed.operation.kind, step, claimed.operation.failing.as_deref()),
+            failing: claimed.operation.failing.clone(),
+            deadline_at: claimed.operation.deadline_at,
+            progress,
+            event: Some(event),
+            lease: self.lease(),
+        };
+        self.record(claimed, advance).await && !self.stop.is_cancelled()
     }
 
     async fn again(
@@ -297,12 +319,13 @@ impl Runner {
         after: Duration,
         message: String,
         word: &'static str,
+        lease: Lease,
     ) -> bool {
         let operation = &claimed.operation;
         let due_at = self.engine.now() + millis(after).max(1);
         let said = operation.description == message;
         let advance = Advance {
-            step: known_step(operation.kind, &operation.step),
+            step: known_step(&self.engine, claimed),
             due_at: due_at.min(operation.deadline_at),
             tries: operation.tries + 1,
             event: (!said).then(|| (operation.step.clone(), word, message.clone())),
@@ -310,11 +333,15 @@ impl Runner {
             failing: operation.failing.clone(),
             deadline_at: operation.deadline_at,
             progress: Progress::default(),
-            release: true,
+            lease,
         };
         if self.record(claimed, advance).await {
             // In this process the pause is kept to the millisecond; elsewhere, or after a restart, a poll finds it.
             let engine = self.engine.clone();
+            let after = match lease {
+                Lease::StepBack => after + self.stepped_back(),
+                Lease::Keep | Lease::Free => after,
+            };
             tokio::spawn(async move {
                 tokio::time::sleep(after).await;
                 engine.wake.notify_one();
@@ -346,7 +373,7 @@ impl Runner {
                         ..Progress::default()
                     },
                     event: Some((operation.step.clone(), "failed", why.to_owned())),
-                    release: self.stop.is_cancelled(),
+                    lease: self.lease(),
                 };
                 self.record(claimed, advance).await && !self.stop.is_cancelled()
             }
@@ -443,6 +470,20 @@ impl Runner {
         }
     }
 
+    /// Whether the next step is this worker's.
+    fn lease(&self) -> Lease {
+        if self.stop.is_cancelled() {
+            Lease::Free
+        } else {
+            Lease::Keep
+        }
+    }
+
+    /// How much later than others this process takes up again what it could not do: long enough for their poll.
+    fn stepped_back(&self) -> Duration {
+        2 * self.engine.settings.poll
+    }
+
     /// Doubling pause with jitter, so that many that failed together do not come back together.
     fn pause(&self, tries: i64) -> Duration {
         let tries = i32::try_from(tries.clamp(0, 30)).unwrap_or(30);
@@ -492,31 +533,27 @@ fn next(engine: &Engine, claimed: &Claimed) -> Next {
     }
 }
 
-/// The steps of a kind, in order. Undoing a bind is an unbind; undoing an update is the same steps with the old values.
-fn steps(kind: OperationKind, failing: bool) -> &'static [&'static str] {
-    match kind {
-        OperationKind::Provision | OperationKind::Update => instance_steps::PROVISION,
-        OperationKind::Deprovision => instance_steps::DEPROVISION,
-        OperationKind::Bind if !failing => binding_steps::BIND,
-        OperationKind::Bind | OperationKind::Unbind | OperationKind::Revoke => binding_steps::UNBIND,
+/// The steps of an operation, in order. Undoing a bind is an unbind; undoing an update is the same steps with the old values.
+fn steps(engine: &Engine, claimed: &Claimed) -> Vec<&'static str> {
+    if claimed.operation.kind.is_binding() {
+        binding_steps::steps(engine, claimed)
+    } else {
+        instance_steps::steps(engine, claimed.operation.kind)
     }
 }
 
-/// The step after `step`, or none after the last.
-pub(super) fn following(kind: OperationKind, failing: bool, step: &str) -> Option<&'static str> {
-    let steps = steps(kind, failing);
-    let at = steps.iter().position(|s| *s == step)?;
+/// The step after the present one, or none after the last.
+pub(super) fn following(engine: &Engine, claimed: &Claimed) -> Option<&'static str> {
+    let steps = steps(engine, claimed);
+    let at = steps.iter().position(|s| *s == claimed.operation.step)?;
     steps.get(at + 1).copied()
 }
 
-fn known_step(kind: OperationKind, step: &str) -> &'static str {
-    [false, true]
-        .into_iter()
-        .flat_map(|failing| steps(kind, failing))
-        .find(|s| **s == step)
-        .copied()
-        // A row of another version with a step this one does not know begins again: steps converge.
-        .unwrap_or(steps(kind, false)[0])
+/// The present step, or the first one when it is none of this operation's: steps converge.
+fn known_step(engine: &Engine, claimed: &Claimed) -> &'static str {
+    let steps = steps(engine, claimed);
+    let known = steps.iter().find(|s| **s == claimed.operation.step);
+    known.or(steps.first()).copied().unwrap_or_default()
 }
 
 fn merge(claimed: &mut Claimed, progress: &Progress) {
@@ -528,6 +565,16 @@ fn merge(claimed: &mut Claimed, progress: &Progress) {
     }
     if let (Some(handle), Some(binding)) = (&progress.handle, &mut claimed.binding) {
         binding.handle.clone_from(handle);
+    }
+    if let (
+        Some(UserChange::Adopted {
+            handle, generation, ..
+        }),
+        Some(binding),
+    ) = (&progress.user, &mut claimed.binding)
+    {
+        binding.handle.clone_from(handle);
+        binding.generation = *generation;
     }
 }
 
@@ -544,7 +591,21 @@ fn doing(kind: OperationKind, step: &str, failing: Option<&str>) -> String {
         "material" => "Making credentials.",
         "issue" => "Giving the credentials access.",
         "verify" => "Logging in with the new credentials.",
+        "publish" => "Putting the credentials into the vault.",
+        "identity" => "Giving the application an identity.",
+        "project" => "Writing the Secret.",
+        "handover" => "Letting go of the credentials.",
+        "adopt" => "Taking the new credentials into use.",
+        "close" => "Shutting the application out.",
         "revoke" => "Revoking.",
+        "withdraw" => "Taking the credentials out of the vault.",
+        "unproject" => "Removing the Secret.",
+        "dismiss" => "Removing the application's identity.",
+        "clear" | "retire" => "Revoking the former credentials.",
+        "ask" => "Asking whether applications have the new credentials.",
+        "retract" => "Revoking the new credentials.",
+        "discard" => "Forgetting the new credentials.",
+        "release" => "Shutting applications out.",
         _ => "Working.",
     };
     match (failing, kind) {
@@ -564,6 +625,7 @@ pub(super) fn succeeded(claimed: &Claimed, description: &str) -> Finish {
         instance: None,
         binding: None,
         bindings_gone: false,
+        look_again: LookAgain::default(),
         progress: Progress::default(),
         step: claimed.operation.step.clone(),
     }

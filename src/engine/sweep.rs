@@ -4,11 +4,14 @@
 //! it keeps no state, so two replicas sweeping at once only do the same thing twice.
 
 use super::instance_steps::{Here, destroy_secrets, reference, target};
-use super::{Drift, Engine, millis};
-use crate::domain::binding::{Binding, BindingState};
+use super::{Drift, Engine, millis, rotation_steps};
+use crate::domain::audit::Cause;
+use crate::domain::binding::{Binding, BindingState, UserState};
+use crate::domain::delivery::Delivery;
 use crate::domain::error::Error;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
+use crate::domain::operation::OperationKind;
 use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes};
 use crate::store::Fail;
 use crate::telemetry;
@@ -38,6 +41,10 @@ pub struct SweepReport {
     pub residual: usize,
     /// Revocations opened because a user was there again after its binding had ended.
     pub strays: usize,
+    /// Operations opened on former users whose grace was over, and on rotations that nobody finished.
+    pub retired: usize,
+    /// Last looks at bindings, opened.
+    pub settled: usize,
     /// Instances that had stopped and were started again.
     pub revived: usize,
     /// Left-overs of what had ended, removed.
@@ -115,18 +122,54 @@ impl Sweeper {
         })
     }
 
-    /// Expired bindings and left-overs become revocations.
+    /// Expired bindings and left-overs become revocations; so do former users whose grace is over. What may have come
+    /// back outside after its end is looked at once more.
     pub async fn bindings(&self) -> Result<SweepReport, Fail> {
         let engine = &self.engine;
         let now = engine.now();
         let mut report = SweepReport::default();
         for binding in engine.store.expired_bindings(now, PAGE).await? {
-            report.expired += usize::from(engine.revoke_by_ourselves(&binding).await?);
+            report.expired += usize::from(engine.revoke_by_ourselves(&binding, Cause::Expiry).await?);
         }
         for binding in engine.store.residual_bindings(now - millis(REST), PAGE).await? {
-            report.residual += usize::from(engine.revoke_by_ourselves(&binding).await?);
+            report.residual += usize::from(engine.revoke_by_ourselves(&binding, Cause::Residue).await?);
+        }
+        for binding in engine.store.bindings_with_users_due(now, PAGE).await? {
+            report.retired += usize::from(engine.look_after_users(&binding).await?);
+        }
+        for binding in engine.store.bindings_to_look_at(now, PAGE).await? {
+            report.settled += usize::from(self.look_again(&binding).await?);
         }
         Ok(report)
+    }
+
+    /// Looks once more at what lies around the server, after all that may come late has come.
+    ///
+    /// What a held-up worker put there after the end of a binding goes. What it put there after the undo of a rotation
+    /// opens nothing, and only another rotation can follow it.
+    async fn look_again(&self, binding: &Binding) -> Result<bool, Fail> {
+        let engine = &self.engine;
+        if binding.state.is_over() {
+            return engine.open_by_ourselves(binding, OperationKind::Settle).await;
+        }
+        match rotation_steps::is_behind(engine, binding).await {
+            Ok(behind) => {
+                if behind && !engine.open_by_ourselves(binding, OperationKind::Rotate).await? {
+                    return Ok(false);
+                }
+                let bid = binding.bid.clone();
+                let looked = engine.store.write(move |tx| {
+                    let bid = bid.clone();
+                    Box::pin(async move { tx.set_look_again(&bid, None).await })
+                });
+                looked.await?;
+                Ok(behind)
+            }
+            Err(error) => {
+                warn!(bid = %binding.bid, detail = %error.detail, "could not look again at a binding");
+                Ok(false)
+            }
+        }
     }
 
     /// Takes access away again from users that came back after their binding had ended.
@@ -152,9 +195,14 @@ impl Sweeper {
                     continue;
                 }
             };
-            for binding in bindings.iter().filter(|b| users.contains(&b.handle)) {
+            let is_there = |binding: &&Binding| {
+                users
+                    .iter()
+                    .any(|user| *user == binding.handle || names::bid_of_user(user) == Some(&binding.bid))
+            };
+            for binding in bindings.iter().filter(is_there) {
                 warn!(%iid, bid = %binding.bid, "the user of a binding that has ended is there again; revoking it");
-                report.strays += usize::from(engine.revoke_by_ourselves(binding).await?);
+                report.strays += usize::from(engine.revoke_by_ourselves(binding, Cause::Residue).await?);
             }
         }
         Ok(report)
@@ -315,19 +363,31 @@ impl Sweeper {
             Knowledge::Ended => return Ok(true),
             Knowledge::Unknown => return Ok(false),
         }
-        match (parts.next(), parts.next()) {
-            (Some("b"), Some(bid)) => Ok(match self.engine.store.binding(bid).await? {
-                None => true,
-                Some(now) => {
-                    let over = matches!(
-                        now.binding.state,
-                        BindingState::Gone | BindingState::Expired | BindingState::Failed
-                    );
-                    over && now.open.is_none() && !now.binding.residue
-                }
-            }),
-            _ => Ok(false),
-        }
+        let (kind, Some(bid), rest) = (parts.next(), parts.next(), parts.next()) else {
+            return Ok(false);
+        };
+        let Some(now) = self.engine.store.binding(bid).await? else {
+            return Ok(matches!(kind, Some("b" | "v" | "n")));
+        };
+        let binding = &now.binding;
+        let idle = now.open.is_none() && !binding.residue;
+        let over = binding.state.is_over() && idle;
+        let ready = binding.state == BindingState::Ready && idle;
+        Ok(match kind {
+            // Handed over: whoever made it once more came too late.
+            Some("b") => over || (ready && binding.delivery != Delivery::Inline),
+            Some("v") => over,
+            Some("n") if ready => !self.is_next(bid, rest).await?,
+            Some("n") => over,
+            _ => false,
+        })
+    }
+
+    /// Whether somebody still has to finish the rotation to this generation.
+    async fn is_next(&self, bid: &str, generation: Option<&str>) -> Result<bool, Fail> {
+        let users = self.engine.store.other_users(bid).await?;
+        let next = users.iter().find(|user| user.state == UserState::Next);
+        Ok(next.is_some_and(|next| generation == Some(next.generation.to_string().as_str())))
     }
 
     async fn knowledge(&self, iid: &str) -> Result<Knowledge, Fail> {
@@ -447,6 +507,8 @@ fn report(result: Result<SweepReport, Fail>, what: &'static str) {
                 ("expired_binding", report.expired),
                 ("residual_binding", report.residual),
                 ("stray_user", report.strays),
+                ("former_user", report.retired),
+                ("settled_binding", report.settled),
                 ("stopped_instance", report.revived),
                 ("orphan", report.orphans),
                 ("unknown", report.unknown),

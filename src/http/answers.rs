@@ -209,7 +209,7 @@ pub(super) fn last_operation(
 /// `yyyy-mm-ddThh:mm:ss.sZ` (B-17); `None` for moments outside the years such a text can name.
 ///
 /// Tenths are cut, not rounded, so `renew_before` never passes `expires_at` by formatting.
-fn timestamp(at: Millis) -> Option<String> {
+pub(super) fn timestamp(at: Millis) -> Option<String> {
     let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at) * 1_000_000).ok()?;
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:1]Z");
     moment.format(format).ok()

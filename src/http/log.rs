@@ -42,8 +42,7 @@ impl Exchange {
         let (quiet, ids) = match route {
             Route::Api(target) => (
                 polled(target.resource),
-                (!target.instance_id.is_empty())
-                    .then(|| (target.instance_id.clone(), target.binding_id.clone())),
+                Some((target.instance_id.clone(), target.binding_id.clone())),
             ),
             Route::Page(_) => (true, None),
             _ => (false, None),
@@ -94,7 +93,7 @@ impl Exchange {
                     ms = elapsed.as_secs_f64() * 1000.0,
                     platform = self.platform.as_deref(),
                     request_id = self.request_id.as_deref(),
-                    instance_id = self.ids.as_ref().map(|(id, _)| tracing::field::display(Shown(id))),
+                    instance_id = self.ids.as_ref().filter(|(id, _)| !id.is_empty()).map(|(id, _)| tracing::field::display(Shown(id))),
                     binding_id = self.ids.as_ref().filter(|(_, id)| !id.is_empty()).map(|(_, id)| tracing::field::display(Shown(id))),
                     "request"
                 )

@@ -19,6 +19,7 @@ mod log;
 pub mod openapi;
 mod pages;
 mod password;
+mod rotation;
 mod route;
 pub mod schema;
 #[cfg(test)]
@@ -282,14 +283,17 @@ async fn serve(
         .await?;
     exchange.platform = Some(Arc::clone(&platform));
 
-    *view = View {
-        minor: headers::version(request.headers(), &state.settings)?,
-        strict: state.settings.strict_versions,
-    };
+    // The broker's own API has its version in the path.
+    if route.is_osb() {
+        *view = View {
+            minor: headers::version(request.headers(), &state.settings)?,
+            strict: state.settings.strict_versions,
+        };
+    }
 
     let target = match route {
         Route::Api(target) => target,
-        Route::ApiBadId(why) => return Err(Error::bad_request(why).into()),
+        Route::ApiBadId(_, why) => return Err(Error::bad_request(why).into()),
         _ => return Err(Refusal::no_such_path()),
     };
     let handler = handler(target.resource, request.method())?;
@@ -313,7 +317,7 @@ async fn serve(
     run(handler, call).await
 }
 
-/// The ten calls of the API.
+/// The ten calls of the OSB API, and the broker's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Handler {
     Catalog,
@@ -326,6 +330,7 @@ enum Handler {
     FetchBinding,
     Unbind,
     LastBindingOperation,
+    Rotate,
 }
 
 /// The call a method means on a resource. Errors: 405.
@@ -347,6 +352,7 @@ fn handler(resource: Resource, method: &Method) -> Result<Handler, Refusal> {
         (Resource::Binding, &Method::GET) => Handler::FetchBinding,
         (Resource::Binding, &Method::DELETE) => Handler::Unbind,
         (Resource::BindingOperation, &Method::GET) => Handler::LastBindingOperation,
+        (Resource::Rotation, &Method::POST) => Handler::Rotate,
         _ => return Err(Refusal::method_not_allowed(resource.allow())),
     })
 }
@@ -363,6 +369,7 @@ async fn run(handler: Handler, call: Call) -> Result<HttpResponse, Refusal> {
         Handler::FetchBinding => bindings::fetch(call).await,
         Handler::Unbind => bindings::unbind(call).await,
         Handler::LastBindingOperation => bindings::last_operation(call).await,
+        Handler::Rotate => rotation::rotate(call).await,
     };
     let (usable, repeatable) = match handler {
         Handler::Update => (true, true),

@@ -3,7 +3,7 @@
 //! What all calls share (credentials, OSB headers, the answers given before a handler runs) is
 //! added here, once.
 
-use super::{Settings, bindings, catalog, headers, instances, schema};
+use super::{Settings, bindings, catalog, headers, instances, rotation, schema};
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
@@ -33,7 +33,8 @@ use utoipa::{Modify, OpenApi};
         bindings::bind,
         bindings::fetch,
         bindings::unbind,
-        bindings::last_operation
+        bindings::last_operation,
+        rotation::rotate
     ),
     components(schemas(schema::ErrorBody, schema::BindResourceBody)),
     modifiers(&Shared)
@@ -52,6 +53,9 @@ pub fn document_json() -> String {
     text.push('\n');
     text
 }
+
+/// The header that says which version a request of the OSB API speaks.
+const VERSION: &str = "X-Broker-API-Version";
 
 /// Adds what every call has in common.
 struct Shared;
@@ -75,27 +79,39 @@ impl Modify for Shared {
             .components
             .get_or_insert_default()
             .add_security_scheme("basic", basic);
-        for item in openapi.paths.paths.values_mut() {
+        for (path, item) in &mut openapi.paths.paths {
             for operation in operations(item) {
-                share(operation);
+                share(operation, path.starts_with("/v2/"));
             }
         }
     }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.put, &mut item.patch, &mut item.delete]
-        .into_iter()
-        .filter_map(Option::as_mut)
+    [
+        &mut item.get,
+        &mut item.put,
+        &mut item.patch,
+        &mut item.delete,
+        &mut item.post,
+    ]
+    .into_iter()
+    .filter_map(Option::as_mut)
 }
 
-fn share(operation: &mut Operation) {
+/// `osb`: it belongs to the OSB API, whose requests name the version they speak.
+fn share(operation: &mut Operation, osb: bool) {
     operation.security = Some(vec![SecurityRequirement::new("basic", Vec::<String>::new())]);
-    operation
-        .parameters
-        .get_or_insert_default()
-        .extend(osb_headers().map(RefOr::T));
+    operation.parameters.get_or_insert_default().extend(
+        osb_headers()
+            .into_iter()
+            .filter(|header| osb || header.name != VERSION)
+            .map(RefOr::T),
+    );
     for (status, meaning) in COMMON {
+        if !osb && *status == "412" {
+            continue;
+        }
         operation
             .responses
             .responses
@@ -137,7 +153,7 @@ fn osb_headers() -> [Parameter; 3] {
         .map(|minor| format!("2.{minor}"));
     [
         header(
-            "X-Broker-API-Version",
+            VERSION,
             Required::True,
             "The version the platform speaks; later minor versions are served as well",
             text()

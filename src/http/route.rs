@@ -43,7 +43,7 @@ impl Page {
     }
 }
 
-/// The resources of the OSB API.
+/// The resources of the OSB API, and of the broker's own beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resource {
     /// The catalog.
@@ -56,6 +56,8 @@ pub(super) enum Resource {
     Binding,
     /// A binding's last operation.
     BindingOperation,
+    /// Of the broker's own API: new credentials for a binding, in place.
+    Rotation,
 }
 
 impl Resource {
@@ -69,6 +71,7 @@ impl Resource {
             Self::BindingOperation => {
                 "/v2/service_instances/{instance_id}/service_bindings/{binding_id}/last_operation"
             }
+            Self::Rotation => "/api/v1/bindings/{binding_id}/rotate",
         }
     }
 
@@ -78,7 +81,13 @@ impl Resource {
             Self::Catalog | Self::InstanceOperation | Self::BindingOperation => "GET, HEAD",
             Self::Instance => "GET, HEAD, PUT, PATCH, DELETE",
             Self::Binding => "GET, HEAD, PUT, DELETE",
+            Self::Rotation => "POST",
         }
+    }
+
+    /// Whether it belongs to the OSB API, whose requests name the version they speak.
+    pub(super) const fn is_osb(self) -> bool {
+        !matches!(self, Self::Rotation)
     }
 }
 
@@ -101,7 +110,7 @@ pub(super) enum Route {
     /// A resource of the API.
     Api(Target),
     /// A resource of the API whose id cannot be one; the text says why.
-    ApiBadId(String),
+    ApiBadId(Resource, String),
     /// Below `/v2`, but nothing there. Asks for credentials all the same (A-01).
     ApiUnknown,
     /// Nothing there.
@@ -141,7 +150,7 @@ impl Route {
                 for (slot, (what, at)) in found.iter_mut().zip(ids) {
                     match id(what, &segments[*at]) {
                         Ok(id) => *slot = id,
-                        Err(why) => return Self::ApiBadId(why),
+                        Err(why) => return Self::ApiBadId(resource, why),
                     }
                 }
                 let [instance_id, binding_id] = found;
@@ -151,6 +160,14 @@ impl Route {
                     binding_id,
                 })
             }
+            ["api", "v1", "bindings", _, "rotate"] => match id("binding", &segments[3]) {
+                Ok(binding_id) => Self::Api(Target {
+                    resource: Resource::Rotation,
+                    instance_id: String::new(),
+                    binding_id,
+                }),
+                Err(why) => Self::ApiBadId(Resource::Rotation, why),
+            },
             [""] => Self::Page(Page::Home),
             ["livez"] => Self::Page(Page::Live),
             ["readyz"] => Self::Page(Page::Ready),
@@ -162,12 +179,22 @@ impl Route {
         }
     }
 
+    /// Whether it is below the OSB API.
+    pub(super) fn is_osb(&self) -> bool {
+        match self {
+            Self::Api(target) => target.resource.is_osb(),
+            Self::ApiBadId(resource, _) => resource.is_osb(),
+            Self::Page(_) | Self::ApiUnknown | Self::Unknown => true,
+        }
+    }
+
     /// The word in log lines and metric labels; a fixed set, whatever clients send.
     pub(super) fn pattern(&self) -> &'static str {
         match self {
             Self::Page(page) => page.pattern(),
             Self::Api(target) => target.resource.pattern(),
-            Self::ApiBadId(_) | Self::ApiUnknown => "/v2/*",
+            Self::ApiBadId(resource, _) if !resource.is_osb() => resource.pattern(),
+            Self::ApiBadId(..) | Self::ApiUnknown => "/v2/*",
             Self::Unknown => "*",
         }
     }
@@ -275,6 +302,7 @@ mod tests {
                 "i",
                 "b",
             ),
+            ("/api/v1/bindings/a%2Fb/rotate", Resource::Rotation, "", "a/b"),
         ] {
             let expected = Route::Api(Target {
                 resource,
@@ -299,8 +327,10 @@ mod tests {
             "/v2/service_instances/a%2",
             "/v2/service_instances/i/service_bindings/",
             "/v2/service_instances/i/service_bindings/%00/last_operation",
+            "/api/v1/bindings//rotate",
+            "/api/v1/bindings/%FF/rotate",
         ] {
-            assert!(matches!(Route::parse(path), Route::ApiBadId(_)), "{path}");
+            assert!(matches!(Route::parse(path), Route::ApiBadId(..)), "{path}");
         }
         for path in [
             "/v2",
@@ -323,6 +353,9 @@ mod tests {
             "//v2/catalog",
             "/v2%2Fcatalog",
             "/livez/",
+            "/api",
+            "/api/v1/bindings/b",
+            "/api/v2/bindings/b/rotate",
             "/docs/a/b",
             "/%FF",
         ] {

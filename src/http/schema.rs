@@ -249,6 +249,17 @@ pub struct BindingBody<'a> {
     pub metadata: Option<BindingMetadataBody>,
 }
 
+/// A rotation in place that is done.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RotationBody {
+    /// Which generation of the credentials applications now find; a version of the vault's KV store is one more.
+    pub generation: u32,
+    /// Until when the former credentials go on working, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, format = DateTime)]
+    pub former_valid_until: Option<String>,
+}
+
 /// The states of an operation as platforms know them.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub enum StateWord {

@@ -4,13 +4,18 @@
 //! begin a transaction on each database and where group commit lives. Rows are the truth; nothing
 //! is cached here.
 
+mod audit;
 mod operations;
+mod reconcile;
 mod resources;
 mod rows;
 mod secrets;
+mod users;
 mod write;
 
-pub use operations::{Advance, Claimed, Finish, NewOperation, OperationRow, Progress};
+pub use operations::{Advance, Claimed, Finish, Lease, LookAgain, NewOperation, OperationRow, Progress};
+pub use reconcile::KnownBinding;
+pub use users::UserChange;
 pub use write::{Fail, Tx, TxFuture};
 
 use crate::domain::error::Error;
@@ -112,6 +117,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "kept_volumes",
         include_str!("../../migrations/0002_kept_volumes.sql"),
     ),
+    (3, "delivery", include_str!("../../migrations/0003_delivery.sql")),
+    (4, "audit", include_str!("../../migrations/0004_audit.sql")),
 ];
 
 fn migrator() -> Migrator {

@@ -6,6 +6,7 @@
 
 use super::Store;
 use super::rows::{self, OPERATION, to_json};
+use super::users::UserChange;
 use super::write::{Fail, Tx};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::instance::{Endpoint, Instance, Millis};
@@ -70,8 +71,10 @@ pub struct Progress {
     pub endpoints: Option<Vec<Endpoint>>,
     /// What the backend knows the binding by.
     pub handle: Option<String>,
-    /// From now on the binding's handle is on the list of those not to be let in.
+    /// From now on the binding's users are on the list of those not to be let in.
     pub revoked: bool,
+    /// What becomes of a user that is being rotated in or out.
+    pub user: Option<UserChange>,
 }
 
 /// Where an operation goes after a step.
@@ -93,8 +96,40 @@ pub struct Advance {
     pub progress: Progress,
     /// A line of history: step, outcome word, message. `None` when it would repeat the last one.
     pub event: Option<(String, &'static str, String)>,
-    /// Give the lease back: the next step is not run at once by this worker.
-    pub release: bool,
+    /// What happens to the lease.
+    pub lease: Lease,
+}
+
+/// What becomes of a worker's claim when a step is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// It goes on: the same worker runs the next step at once.
+    Keep,
+    /// It is given back: whoever comes first takes the operation when it is due.
+    Free,
+    /// It is given back, and the others go first: this worker may be the one that cannot get through.
+    StepBack,
+}
+
+/// Whether and when the sweep looks at a binding again after an operation on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LookAgain {
+    /// As it was.
+    #[default]
+    AsBefore,
+    /// Then.
+    At(Millis),
+    /// There is no need any more.
+    Never,
+}
+
+impl LookAgain {
+    fn at(self) -> Option<Millis> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::AsBefore | Self::Never => None,
+        }
+    }
 }
 
 /// How an operation ends.
@@ -114,6 +149,8 @@ pub struct Finish {
     pub binding: Option<(BindingState, bool)>,
     /// The instance is gone, and so are all its bindings.
     pub bindings_gone: bool,
+    /// Whether and when the binding, or all that are gone with the instance, are looked at again.
+    pub look_again: LookAgain,
     /// What the last step adds.
     pub progress: Progress,
     /// Name of the last step.
@@ -173,6 +210,8 @@ impl Tx {
         .bind(now)
         .execute(&mut *self.connection)
         .await?;
+        self.audit_end(id, OperationState::Superseded.as_str(), now)
+            .await?;
         self.event(id, now, "", "superseded", why).await
     }
 
@@ -228,11 +267,16 @@ impl Tx {
                 .execute(&mut *self.connection)
                 .await?;
         }
-        if let (Some(handle), Some(bid)) = (&progress.handle, &claimed.operation.bid) {
-            self.set_binding_handle(bid, handle).await?;
-        }
-        if let (true, Some(bid)) = (progress.revoked, &claimed.operation.bid) {
-            self.mark_revoked(bid, now).await?;
+        if let Some(binding) = &claimed.binding {
+            if let Some(handle) = &progress.handle {
+                self.set_binding_handle(binding, handle).await?;
+            }
+            if progress.revoked {
+                self.mark_revoked(binding, now).await?;
+            }
+            if let Some(change) = &progress.user {
+                self.change_user(binding, change, now).await?;
+            }
         }
         Ok(())
     }
@@ -240,15 +284,18 @@ impl Tx {
 
 impl Store {
     /// Takes up to `most` operations that are due, open and not leased, leaving out `busy` offerings.
+    ///
+    /// An operation from which `owner` itself stepped back it gets only `stepped_back_ms` later than others would.
     pub async fn claim(
         &self,
         owner: &str,
         now: Millis,
         lease_ms: i64,
         most: i64,
+        stepped_back_ms: i64,
         busy: &[String],
     ) -> Result<Vec<Claimed>, Fail> {
-        let place = |i: usize| format!("${}", i + 5);
+        let place = |i: usize| format!("${}", i + 6);
         let busy_sql = if busy.is_empty() {
             String::new()
         } else {
@@ -259,12 +306,14 @@ impl Store {
         let sql = format!(
             // Materialized: the planner must not run the locking part more than once.
             "WITH due AS MATERIALIZED (SELECT id AS due_id FROM operations \
-             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} ORDER BY due_at LIMIT $4{}) \
+             WHERE state = 'open' AND due_at <= $3 AND lease_until <= {clock}{busy_sql} \
+             AND (owner IS NULL OR owner <> $1 OR due_at <= $3 - $5) ORDER BY due_at LIMIT $4{}) \
              UPDATE operations SET owner = $1, attempt = attempt + 1, lease_until = {clock} + $2 \
              WHERE id IN (SELECT due_id FROM due) RETURNING {OPERATION}",
             self.dialect().skip_locked()
         );
-        self.claim_with(sql, owner, lease_ms, vec![now, most], busy).await
+        let numbers = vec![now, most, stepped_back_ms];
+        self.claim_with(sql, owner, lease_ms, numbers, busy).await
     }
 
     /// Takes one operation by its id, if it is open and not leased: for a request that waits for its own operation.
@@ -359,10 +408,15 @@ impl Store {
                 if a.progress.facts.is_some() || a.progress.endpoints.is_some() {
                     tx.lock_instance(&claimed.instance.iid).await?;
                 }
-                let lease = if a.release { "0" } else { "lease_until" };
+                let lease = match a.lease {
+                    Lease::Keep => "",
+                    Lease::Free => ", lease_until = 0, owner = NULL",
+                    // `claim` lets an operation's last worker wait longer than the others.
+                    Lease::StepBack => ", lease_until = 0",
+                };
                 let sql = format!(
                     "UPDATE operations SET step = $3, due_at = $4, tries = $5, description = $6, failing = $7, \
-                     deadline_at = $8, lease_until = {lease} WHERE {OWNED}"
+                     deadline_at = $8{lease} WHERE {OWNED}"
                 );
                 let done = sqlx::query(AssertSqlSafe(sql))
                     .bind(&claimed.operation.id)
@@ -419,11 +473,23 @@ impl Store {
                     tx.save_instance(instance).await?;
                 }
                 tx.progress(&claimed, &f.progress, now).await?;
-                if let (Some((state, residue)), Some(bid)) = (f.binding, &claimed.operation.bid) {
-                    tx.set_binding_state(bid, state, residue, now).await?;
+                if let Some(bid) = &claimed.operation.bid {
+                    match f.binding {
+                        Some((state, false)) if state.is_over() => {
+                            tx.end_binding(bid, state, f.look_again.at(), now).await?;
+                        }
+                        Some((state, residue)) => tx.set_binding_state(bid, state, residue, now).await?,
+                        None if f.look_again == LookAgain::AsBefore => {}
+                        None => tx.set_look_again(bid, f.look_again.at()).await?,
+                    }
                 }
                 if f.bindings_gone {
-                    tx.bindings_gone(&claimed.instance.iid, now).await?;
+                    tx.audit_all_ended(&claimed, now).await?;
+                    tx.bindings_gone(&claimed.instance.iid, f.look_again.at(), now)
+                        .await?;
+                }
+                if !matches!(claimed.operation.kind, OperationKind::Provision | OperationKind::Update) {
+                    tx.audit_end(&claimed.operation.id, f.state.as_str(), now).await?;
                 }
                 tx.event(&claimed.operation.id, now, &f.step, "finished", &f.description)
                     .await?;
@@ -454,7 +520,8 @@ impl Store {
 
     /// One indexed read, on any replica, and no outside call: the operation named, else the latest (L-07, L-13).
     ///
-    /// Revocations are ours and not the platform's: what it was told last stays what it is told (L-06, K-08).
+    /// What we do by ourselves is not the platform's: what it was told last stays what it is told (L-06, K-08). A rotation
+    /// in place is told of when it is named.
     pub async fn last_operation(
         &self,
         subject: &str,
@@ -463,7 +530,7 @@ impl Store {
         let mut connection = self.reader().await?;
         let row = sqlx::query(
             "SELECT state, description, instance_usable, update_repeatable, kind FROM operations \
-             WHERE subject = $1 AND kind <> 'revoke' ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
+             WHERE subject = $1 AND kind NOT IN ('revoke', 'retire', 'settle') AND (kind <> 'rotate' OR id = $2) ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
         )
         .bind(subject)
         .bind(operation.unwrap_or_default())
@@ -559,7 +626,7 @@ impl Store {
             Box::pin(async move {
                 tx.wrote = true;
                 let done = sqlx::query(
-                    "UPDATE operations SET due_at = $2, tries = 0, lease_until = 0, attempt = attempt + 1 \
+                    "UPDATE operations SET due_at = $2, tries = 0, lease_until = 0, owner = NULL, attempt = attempt + 1 \
                      WHERE id = $1 AND state = 'open'",
                 )
                 .bind(&id)
@@ -580,8 +647,8 @@ impl Store {
             Box::pin(async move {
                 tx.wrote = true;
                 let done = sqlx::query(
-                    "UPDATE operations SET due_at = $2 WHERE iid = $1 AND bid IS NULL AND state = 'open' AND due_at > $2 \
-                     AND step IN ('ready', 'remove', 'forget')",
+                    "UPDATE operations SET due_at = $2, owner = CASE WHEN lease_until = 0 THEN NULL ELSE owner END \
+                     WHERE iid = $1 AND bid IS NULL AND state = 'open' AND due_at > $2 AND step IN ('ready', 'remove', 'forget')",
                 )
                 .bind(&iid)
                 .bind(now)

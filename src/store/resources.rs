@@ -40,7 +40,8 @@ fn open_operation(row: &AnyRow, at: usize) -> Result<Option<OpenOperation>, sqlx
 fn instance_now_sql() -> String {
     format!(
         "SELECT {INSTANCE}, o.id, o.kind, o.target, \
-         (SELECT COUNT(*) FROM operations p WHERE p.iid = i.iid AND p.state = 'open' AND p.bid IS NOT NULL), \
+         (SELECT COUNT(*) FROM operations p WHERE p.iid = i.iid AND p.state = 'open' AND p.bid IS NOT NULL \
+         AND p.kind NOT IN ('retire', 'settle')), \
          (SELECT COUNT(*) FROM bindings b WHERE b.iid = i.iid AND b.state NOT IN ('gone', 'failed', 'expired')) \
          FROM instances i LEFT JOIN operations o ON o.subject = i.iid AND o.state = 'open' \
          WHERE i.iid = $1"
@@ -170,12 +171,15 @@ impl Tx {
         self.wrote = true;
         sqlx::query(
             "INSERT INTO bindings (bid, iid, platform, binding_id, attributes, requested, state, handle, residue, \
-             expires_at, renew_before, created_at, updated_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+             expires_at, renew_before, created_at, updated_at, delivery, generation, rotations, service_account, secret_namespace) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
              ON CONFLICT (bid) DO UPDATE SET attributes = excluded.attributes, requested = excluded.requested, \
              state = excluded.state, handle = excluded.handle, residue = excluded.residue, \
              expires_at = excluded.expires_at, renew_before = excluded.renew_before, \
-             created_at = excluded.created_at, updated_at = excluded.updated_at",
+             created_at = excluded.created_at, updated_at = excluded.updated_at, delivery = excluded.delivery, \
+             generation = excluded.generation, rotations = excluded.rotations, \
+             service_account = excluded.service_account, secret_namespace = excluded.secret_namespace, \
+             look_again_at = NULL",
         )
         .bind(&b.bid)
         .bind(&b.iid)
@@ -190,6 +194,11 @@ impl Tx {
         .bind(b.renew_before)
         .bind(b.created_at)
         .bind(b.updated_at)
+        .bind(b.delivery.as_str())
+        .bind(i64::from(b.generation))
+        .bind(i64::from(b.rotations))
+        .bind(b.service_account.as_deref())
+        .bind(b.secret_namespace.as_deref())
         .execute(&mut *self.connection)
         .await?;
         Ok(())
@@ -214,46 +223,92 @@ impl Tx {
         Ok(())
     }
 
-    /// Dates a binding's revocation, from when on no list of valid users may hold it.
-    pub async fn mark_revoked(&mut self, bid: &str, now: Millis) -> Result<(), Fail> {
+    /// Moves a binding to where nothing of it lets anybody in any more; `look_again` = when to make sure of that.
+    pub(super) async fn end_binding(
+        &mut self,
+        bid: &str,
+        state: BindingState,
+        look_again: Option<Millis>,
+        now: Millis,
+    ) -> Result<(), Fail> {
         self.wrote = true;
-        sqlx::query("UPDATE bindings SET revoked_at = $2 WHERE bid = $1 AND revoked_at IS NULL")
+        sqlx::query(
+            "UPDATE bindings SET state = $2, residue = 0, updated_at = $3, look_again_at = $4, service_account = NULL \
+             WHERE bid = $1",
+        )
+        .bind(bid)
+        .bind(state.as_str())
+        .bind(now)
+        .bind(look_again)
+        .execute(&mut *self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// When the sweep is to look at a binding again; none = there is no need any more.
+    pub async fn set_look_again(&mut self, bid: &str, at: Option<Millis>) -> Result<(), Fail> {
+        self.wrote = true;
+        sqlx::query("UPDATE bindings SET look_again_at = $2 WHERE bid = $1")
             .bind(bid)
-            .bind(now)
+            .bind(at)
             .execute(&mut *self.connection)
             .await?;
         Ok(())
     }
 
-    /// Makes a row of a reused id valid again.
-    pub async fn unmark_revoked(&mut self, bid: &str) -> Result<(), Fail> {
-        self.wrote = true;
-        sqlx::query("UPDATE bindings SET revoked_at = NULL, handle = '' WHERE bid = $1")
+    /// Whether another binding that has not ended has this service account for its identity.
+    pub async fn service_account_taken(&mut self, account: &str, bid: &str) -> Result<bool, Fail> {
+        let row = sqlx::query("SELECT 1 FROM bindings WHERE service_account = $1 AND bid <> $2")
+            .bind(account)
             .bind(bid)
-            .execute(&mut *self.connection)
+            .fetch_optional(&mut *self.connection)
             .await?;
-        Ok(())
+        Ok(row.is_some())
     }
 
-    /// Notes what the backend knows a binding by.
-    pub async fn set_binding_handle(&mut self, bid: &str, handle: &str) -> Result<(), Fail> {
-        self.wrote = true;
-        sqlx::query("UPDATE bindings SET handle = $2 WHERE bid = $1")
-            .bind(bid)
-            .bind(handle)
-            .execute(&mut *self.connection)
+    /// Bindings of a platform that has them under this id, on whichever instance, and that are not gone.
+    pub async fn bindings_named(&mut self, platform: &str, binding_id: &str) -> Result<Vec<Binding>, Fail> {
+        let sql = format!(
+            "SELECT {BINDING} FROM bindings b WHERE b.platform = $1 AND b.binding_id = $2 AND b.state <> 'gone' ORDER BY b.bid LIMIT 2"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(platform)
+            .bind(to_json(binding_id)?)
+            .fetch_all(&mut *self.connection)
             .await?;
-        Ok(())
+        Ok(rows.iter().map(rows::binding).collect::<Result<_, _>>()?)
     }
 
     /// With its instance gone, every binding of it is gone; should its data come back, nobody is to be let in again.
-    pub async fn bindings_gone(&mut self, iid: &str, now: Millis) -> Result<(), Fail> {
+    ///
+    /// `look_again` = when to make sure that nothing of them came back outside.
+    pub async fn bindings_gone(
+        &mut self,
+        iid: &str,
+        look_again: Option<Millis>,
+        now: Millis,
+    ) -> Result<(), Fail> {
         self.wrote = true;
-        sqlx::query("UPDATE bindings SET state = 'gone', residue = 0, updated_at = $2, revoked_at = COALESCE(revoked_at, $2) WHERE iid = $1 AND state <> 'gone'")
+        if look_again.is_some() {
+            sqlx::query(
+                "UPDATE bindings SET look_again_at = $2 WHERE iid = $1 AND state <> 'gone' AND handle <> ''",
+            )
             .bind(iid)
-            .bind(now)
+            .bind(look_again)
             .execute(&mut *self.connection)
             .await?;
+        }
+        for sql in [
+            "UPDATE bindings SET state = 'gone', residue = 0, updated_at = $2, revoked_at = COALESCE(revoked_at, $2), \
+             service_account = NULL WHERE iid = $1 AND state <> 'gone'",
+            "UPDATE binding_users SET state = 'revoked', due_at = NULL, revoked_at = COALESCE(revoked_at, $2) WHERE iid = $1",
+        ] {
+            sqlx::query(sql)
+                .bind(iid)
+                .bind(now)
+                .execute(&mut *self.connection)
+                .await?;
+        }
         Ok(())
     }
 
@@ -294,21 +349,6 @@ impl Store {
             .fetch_optional(&mut *connection)
             .await?;
         Ok(row.as_ref().map(binding_now_row).transpose()?)
-    }
-
-    /// Handles of an instance's bindings that must not be let in, with when that was asked for.
-    pub async fn revoked_handles(&self, iid: &str) -> Result<Vec<(String, Millis)>, Fail> {
-        let mut connection = self.reader().await?;
-        let rows = sqlx::query(
-            "SELECT handle, revoked_at FROM bindings \
-             WHERE iid = $1 AND revoked_at IS NOT NULL AND handle <> '' ORDER BY bid",
-        )
-        .bind(iid)
-        .fetch_all(&mut *connection)
-        .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-            .collect()
     }
 
     /// A page of instances whose iid comes after `after`, in that order; `state` narrows it.
@@ -377,6 +417,28 @@ impl Store {
         .await
     }
 
+    /// Bindings that are to be looked at again by now, and on which nothing is at work.
+    pub async fn bindings_to_look_at(&self, now: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
+        self.bindings_where(
+            "b.look_again_at <= $1 AND NOT EXISTS \
+             (SELECT 1 FROM operations o WHERE o.subject = b.bid AND o.state = 'open') ORDER BY b.look_again_at",
+            now,
+            most,
+        )
+        .await
+    }
+
+    /// Valid bindings with a user that somebody has to look after by now, and on which nothing is at work.
+    pub async fn bindings_with_users_due(&self, now: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
+        self.bindings_where(
+            "b.bid IN (SELECT u.bid FROM binding_users u WHERE u.due_at <= $1) AND b.state = 'ready' AND NOT EXISTS \
+             (SELECT 1 FROM operations o WHERE o.subject = b.bid AND o.state = 'open') ORDER BY b.bid",
+            now,
+            most,
+        )
+        .await
+    }
+
     async fn bindings_where(&self, condition: &str, at: Millis, most: i64) -> Result<Vec<Binding>, Fail> {
         let mut connection = self.reader().await?;
         let sql = format!("SELECT {BINDING} FROM bindings b WHERE {condition} LIMIT $2");
@@ -422,6 +484,7 @@ impl Store {
                     for sql in [
                         "DELETE FROM operation_events WHERE operation IN (SELECT id FROM operations WHERE iid = $1)",
                         "DELETE FROM operations WHERE iid = $1",
+                        "DELETE FROM binding_users WHERE iid = $1",
                         "DELETE FROM bindings WHERE iid = $1",
                         "DELETE FROM instances WHERE iid = $1",
                     ] {
@@ -438,12 +501,15 @@ impl Store {
     }
 
     /// Removes up to `most` operations that ended before `before`, except each subject's latest. Returns how many went.
+    ///
+    /// What the broker does by itself is no answer to a platform, so it does not stand for what came before it.
     pub async fn purge_operations(&self, before: Millis, most: i64) -> Result<usize, Fail> {
         self.write(move |tx| {
             Box::pin(async move {
                 let rows = sqlx::query(
                     "SELECT o.id FROM operations o WHERE o.finished_at <= $1 AND EXISTS \
-                     (SELECT 1 FROM operations l WHERE l.subject = o.subject AND l.seq > o.seq) LIMIT $2",
+                     (SELECT 1 FROM operations l WHERE l.subject = o.subject AND l.seq > o.seq AND \
+                     (l.kind NOT IN ('revoke', 'rotate', 'retire', 'settle') OR o.kind IN ('revoke', 'rotate', 'retire', 'settle'))) LIMIT $2",
                 )
                 .bind(before)
                 .bind(most)

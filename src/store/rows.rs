@@ -1,7 +1,8 @@
 //! Rows to domain values and back. A row that does not parse is corruption, told as such.
 
 use super::operations::OperationRow;
-use crate::domain::binding::{Binding, BindingState};
+use crate::domain::binding::{Binding, BindingState, OtherUser, UserState};
+use crate::domain::delivery::Delivery;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::operation::{Operation, OperationKind, OperationState};
 use serde::Serialize;
@@ -17,10 +18,11 @@ pub(super) const INSTANCE_COLUMNS: usize = 14;
 
 /// Columns of `bindings` in the order [`binding`] reads them.
 pub(super) const BINDING: &str = "b.bid, b.iid, b.platform, b.binding_id, b.attributes, b.requested, b.state, b.handle, \
-     b.residue, b.expires_at, b.renew_before, b.created_at, b.updated_at";
+     b.residue, b.expires_at, b.renew_before, b.created_at, b.updated_at, b.delivery, b.generation, b.rotations, \
+     b.service_account, b.secret_namespace";
 
 /// How many there are.
-pub(super) const BINDING_COLUMNS: usize = 13;
+pub(super) const BINDING_COLUMNS: usize = 18;
 
 /// Columns of `operations` in the order [`operation`] reads them.
 pub(super) const OPERATION: &str = "id, kind, iid, bid, offering, target, state, step, failing, attempt, tries, due_at, \
@@ -59,6 +61,11 @@ fn flag_opt(row: &AnyRow, column: usize) -> Result<Option<bool>, Error> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(|n| n != 0))
 }
 
+fn count(row: &AnyRow, column: usize) -> Result<u32, Error> {
+    let number: i64 = row.try_get(column)?;
+    u32::try_from(number).map_err(|e| corrupt("a number", e))
+}
+
 pub(super) fn instance(row: &AnyRow) -> Result<Instance, Error> {
     Ok(Instance {
         iid: row.try_get(0)?,
@@ -93,6 +100,22 @@ pub(super) fn binding(row: &AnyRow) -> Result<Binding, Error> {
         renew_before: row.try_get(10)?,
         created_at: row.try_get(11)?,
         updated_at: row.try_get(12)?,
+        delivery: word(row, 13, Delivery::parse)?,
+        generation: count(row, 14)?,
+        rotations: count(row, 15)?,
+        service_account: row.try_get(16)?,
+        secret_namespace: row.try_get(17)?,
+    })
+}
+
+pub(super) fn other_user(row: &AnyRow) -> Result<OtherUser, Error> {
+    Ok(OtherUser {
+        handle: row.try_get(0)?,
+        generation: count(row, 1)?,
+        state: word(row, 2, UserState::parse)?,
+        shown: flag(row, 3)?,
+        due_at: row.try_get(4)?,
+        refused: row.try_get::<Option<i64>, _>(5)?.is_some(),
     })
 }
 

@@ -4,7 +4,7 @@ use super::Store;
 use super::write::{Fail, Tx};
 use crate::domain::error::Error;
 use crate::domain::instance::Millis;
-use sqlx::Row;
+use sqlx::{AssertSqlSafe, Row};
 
 /// Everything of an instance lies below its iid (`ports::secret_name`).
 fn instance_of(name: &str) -> &str {
@@ -15,14 +15,22 @@ impl Tx {
     async fn refuse_late_secret(&mut self, name: &str) -> Result<(), Fail> {
         // Locked, so that a DELETE accepted at the same moment comes before or after the whole of this write.
         self.lock_instance(instance_of(name)).await?;
-        let row = sqlx::query(
+        // A binding's secrets are made while it is made; those of a rotation while that is at work.
+        let at_work = match name.split('/').nth(1) {
+            Some("n") => {
+                "state = 'ready' AND EXISTS (SELECT 1 FROM operations WHERE subject = $2 AND state = 'open' AND kind = 'rotate')"
+            }
+            _ => "state = 'creating'",
+        };
+        let sql = format!(
             "SELECT 1 FROM instances WHERE iid = $1 AND state IN ('deprovisioning', 'gone') \
-             UNION ALL SELECT 1 FROM bindings WHERE bid = $2 AND state <> 'creating'",
-        )
-        .bind(instance_of(name))
-        .bind(name.split('/').nth(2).unwrap_or_default())
-        .fetch_optional(&mut *self.connection)
-        .await?;
+             UNION ALL SELECT 1 FROM bindings WHERE bid = $2 AND NOT ({at_work})"
+        );
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(instance_of(name))
+            .bind(name.split('/').nth(2).unwrap_or_default())
+            .fetch_optional(&mut *self.connection)
+            .await?;
         match row {
             Some(_) => Err(Error::gone("What this secret was for is being deleted.").into()),
             None => Ok(()),

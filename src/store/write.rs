@@ -11,6 +11,7 @@
 //! its end whether or not its caller still waits.
 
 use super::Dialect;
+use crate::domain::audit::Event;
 use crate::domain::error::Error;
 use crate::telemetry;
 use futures::FutureExt;
@@ -79,6 +80,8 @@ pub struct Tx {
     pub(super) dialect: Dialect,
     /// Set by every statement that may change something: a failure afterwards needs a rollback.
     pub(super) wrote: bool,
+    /// What is put into the audit trail right before the commit.
+    pub(super) events: Vec<Event>,
 }
 
 type Work<T> = dyn for<'t> Fn(&'t mut Tx) -> TxFuture<'t, T> + Send + Sync;
@@ -225,7 +228,12 @@ async fn commit_group(pool: &AnyPool, mut group: Vec<Box<dyn Job>>) -> Option<Ve
     };
     for i in 0..group.len() {
         tx.wrote = false;
-        if !group[i].run(&mut tx).await && tx.wrote {
+        let told = tx.events.len();
+        if group[i].run(&mut tx).await {
+            continue;
+        }
+        tx.events.truncate(told);
+        if tx.wrote {
             end(&mut tx, "ROLLBACK").await.ok();
             if group.len() > 1 {
                 return Some(group);
@@ -236,7 +244,10 @@ async fn commit_group(pool: &AnyPool, mut group: Vec<Box<dyn Job>>) -> Option<Ve
             return None;
         }
     }
-    let committed = end(&mut tx, "COMMIT").await;
+    let committed = match tx.append_events().await {
+        Ok(()) => end(&mut tx, "COMMIT").await,
+        Err(error) => Err(error),
+    };
     if committed.is_err() {
         // A commit that failed for want of space leaves the transaction open.
         end(&mut tx, "ROLLBACK").await.ok();
@@ -251,7 +262,11 @@ async fn side_by_side<T>(pool: &AnyPool, dialect: Dialect, work: &Work<T>) -> Re
     let mut race = 0;
     loop {
         let mut tx = begin(pool, dialect).await?;
-        let result = match guarded(work, &mut tx).await {
+        let worked = match guarded(work, &mut tx).await {
+            Ok(value) => tx.append_events().await.map(|()| value).map_err(Fail::Db),
+            Err(fail) => Err(fail),
+        };
+        let result = match worked {
             Ok(value) => end(&mut tx, "COMMIT").await.map(|()| value).map_err(Fail::Db),
             Err(fail) => {
                 if end(&mut tx, "ROLLBACK").await.is_err() {
@@ -281,6 +296,7 @@ async fn begin(pool: &AnyPool, dialect: Dialect) -> Result<Tx, sqlx::Error> {
         connection: pool.acquire().await?,
         dialect,
         wrote: false,
+        events: Vec::new(),
     };
     end(&mut tx, dialect.begin()).await?;
     Ok(tx)

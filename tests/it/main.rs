@@ -8,8 +8,10 @@
 )]
 
 mod architecture;
+mod audit;
 mod conformance;
 mod crash;
+mod delivery;
 mod fetch;
 mod fuzz;
 mod http;
@@ -20,6 +22,7 @@ mod model;
 mod objects;
 mod openapi;
 mod racing;
+mod reconcile;
 mod replicas;
 mod retained;
 mod store;

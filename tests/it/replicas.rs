@@ -4,7 +4,14 @@ use crate::support::broker::{Choices, TestBroker};
 use crate::support::catalog::{self, ids};
 use crate::support::postgres;
 use crate::support::world::{Effect, When};
-use chandler::engine::Runner;
+use async_trait::async_trait;
+use chandler::domain::catalog::{Offering, Plan};
+use chandler::domain::manifest::Desired;
+use chandler::engine::{Engine, Runner, Settings};
+use chandler::ports::{InstanceRef, Observation, PortError, PortResult, Provisioner, Removal, Volumes};
+use chandler::store::{Store, StoreOptions};
+use serde_json::{Map, Value};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -167,5 +174,100 @@ async fn a_stopping_worker_gives_its_leases_back() {
         broker.deleted(&format!("i{n}")).await;
     }
     other.store().close().await;
+    broker.end().await;
+}
+
+/// What a broker sees whose way to the cluster is cut: nothing.
+struct CutOff(Arc<dyn Provisioner>);
+
+fn cut<T>() -> PortResult<T> {
+    Err(PortError::transient(
+        "The cluster cannot be reached; trying again.",
+    ))
+}
+
+#[async_trait]
+impl Provisioner for CutOff {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn offers(&self, offering: &Offering, plan: &Plan) -> Result<(), String> {
+        self.0.offers(offering, plan)
+    }
+    async fn place(&self, _: &InstanceRef, _: &Offering) -> PortResult<Map<String, Value>> {
+        cut()
+    }
+    async fn apply(&self, _: &InstanceRef, _: &Desired) -> PortResult<()> {
+        cut()
+    }
+    async fn observe(&self, _: &InstanceRef, _: &Desired) -> PortResult<Observation> {
+        cut()
+    }
+    async fn remove(&self, _: &InstanceRef, _: Volumes) -> PortResult<Removal> {
+        cut()
+    }
+    async fn list(&self) -> PortResult<Vec<String>> {
+        cut()
+    }
+    fn supervises(&self) -> bool {
+        self.0.supervises()
+    }
+}
+
+/// A broker that cannot get through knows to the millisecond when it may try again, the others only by polling: it must let
+/// them go first, or nobody ever finishes its work. Alone it goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_get_through_lets_others_go_first() {
+    let (broker, url) = on_postgres().await;
+    let mut ports = broker.engine.ports().clone();
+    ports.provisioner = Arc::new(CutOff(ports.provisioner));
+    let settings = Settings {
+        owner: "cut off".into(),
+        ..Settings::default()
+    };
+    let poll = settings.poll;
+    let store = Store::open(&StoreOptions::new(&url)).await.unwrap();
+    let cut_off = Engine::new(store, ports, settings);
+    cut_off
+        .set_catalog(broker.engine.served().catalog.clone())
+        .await
+        .unwrap();
+    let lonely = Runner::new(cut_off.clone());
+
+    let path = "/v2/service_instances/one";
+    broker
+        .put(
+            &format!("{path}?accepts_incomplete=true"),
+            &catalog::provision_body(),
+        )
+        .await
+        .expect(202);
+    // It tries a few times, and goes on trying when nobody else is there, only later.
+    let (mut at_once, mut later) = (0, 0);
+    for _ in 0..8 {
+        let (_, due) = broker.engine.store().open_operations().await.unwrap();
+        let now = broker.engine.ports().clock.now();
+        broker.advance(Duration::from_millis(
+            u64::try_from(due.unwrap() - now).unwrap_or(0),
+        ));
+        if lonely.run_due().await > 0 {
+            at_once += 1;
+        } else {
+            broker.advance(2 * poll);
+            assert_eq!(lonely.run_due().await, 1);
+            later += 1;
+        }
+    }
+    assert!(at_once >= 3 && later >= 4, "{at_once} at once, {later} later");
+
+    let (_, due) = broker.engine.store().open_operations().await.unwrap();
+    let now = broker.engine.ports().clock.now();
+    broker.advance(Duration::from_millis(u64::try_from(due.unwrap() - now).unwrap()));
+    assert_eq!(lonely.run_due().await, 0);
+    assert_eq!(Runner::new(broker.engine.clone()).run_due().await, 1);
+    let told = broker.get(&format!("{path}/last_operation")).await.expect(200);
+    assert_eq!(told.body["state"], "succeeded");
+    broker.deleted("one").await;
+    cut_off.store().close().await;
     broker.end().await;
 }

@@ -2,10 +2,11 @@
 
 use crate::support::postgres;
 use chandler::domain::binding::{Binding, BindingAttributes, BindingState};
+use chandler::domain::delivery::Delivery;
 use chandler::domain::error::Error;
 use chandler::domain::instance::{Instance, InstanceAttributes, InstanceState};
 use chandler::domain::operation::{OperationKind, OperationState};
-use chandler::store::{Advance, Fail, Finish, NewOperation, Progress, Store, StoreOptions};
+use chandler::store::{Advance, Fail, Finish, Lease, LookAgain, NewOperation, Progress, Store, StoreOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -93,6 +94,11 @@ fn binding(bid: &str, iid: &str) -> Binding {
         state: BindingState::Gone,
         handle: String::new(),
         residue: false,
+        delivery: Delivery::Inline,
+        generation: 0,
+        rotations: 0,
+        service_account: None,
+        secret_namespace: None,
         expires_at: None,
         renew_before: None,
         created_at: 1,
@@ -300,7 +306,10 @@ async fn a_claim_is_exclusive_and_counts_attempts(store: Store) {
             tokio::spawn(async move {
                 let mut mine = Vec::new();
                 loop {
-                    let got = store.claim(&format!("w{n}"), 10, 60_000, 3, &[]).await.unwrap();
+                    let got = store
+                        .claim(&format!("w{n}"), 10, 60_000, 3, 0, &[])
+                        .await
+                        .unwrap();
                     if got.is_empty() {
                         return mine;
                     }
@@ -333,7 +342,7 @@ fn advance(step: &'static str, due_at: i64) -> Advance {
         deadline_at: 2_000_000,
         progress: Progress::default(),
         event: Some(("place".into(), "done", String::new())),
-        release: true,
+        lease: Lease::Free,
     }
 }
 
@@ -346,6 +355,7 @@ fn finish(state: OperationState, row: Instance) -> Finish {
         instance: Some(row),
         binding: None,
         bindings_gone: false,
+        look_again: LookAgain::default(),
         progress: Progress::default(),
         step: "ready".into(),
     }
@@ -356,7 +366,7 @@ async fn a_lost_lease_cannot_record(store: Store) {
         .await
         .unwrap();
     let stale = store
-        .claim("w1", 10, 60_000, 1, &[])
+        .claim("w1", 10, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
@@ -364,7 +374,7 @@ async fn a_lost_lease_cannot_record(store: Store) {
     assert!(store.heartbeat("op1", 1, 60_000).await.unwrap());
     store.expire_leases().await.unwrap();
     let fresh = store
-        .claim("w2", 10, 60_000, 1, &[])
+        .claim("w2", 10, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
@@ -393,7 +403,7 @@ async fn a_superseded_worker_cannot_finish(store: Store) {
         .await
         .unwrap();
     let worker = store
-        .claim("w1", 10, 60_000, 1, &[])
+        .claim("w1", 10, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
@@ -435,16 +445,22 @@ async fn waiting_operations_are_not_claimed_before_they_are_due(store: Store) {
         .await
         .unwrap();
     let claimed = store
-        .claim("w1", 10, 60_000, 1, &[])
+        .claim("w1", 10, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
         .unwrap();
     assert!(store.advance(&claimed, advance("ready", 500), 10).await.unwrap());
-    assert!(store.claim("w1", 499, 60_000, 1, &[]).await.unwrap().is_empty());
+    assert!(
+        store
+            .claim("w1", 499, 60_000, 1, 0, &[])
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert_eq!(store.open_operations().await.unwrap(), (1, Some(500)));
     let again = store
-        .claim("w1", 500, 60_000, 1, &[])
+        .claim("w1", 500, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
@@ -482,14 +498,14 @@ async fn busy_offerings_are_left_out(store: Store) {
         .unwrap();
     assert!(
         store
-            .claim("w", 10, 1000, 5, &["postgres".into(), "redis".into()])
+            .claim("w", 10, 1000, 5, 0, &["postgres".into(), "redis".into()])
             .await
             .unwrap()
             .is_empty()
     );
     assert_eq!(
         store
-            .claim("w", 10, 1000, 5, &["redis".into()])
+            .claim("w", 10, 1000, 5, 0, &["redis".into()])
             .await
             .unwrap()
             .len(),
@@ -503,7 +519,7 @@ async fn last_operation_answers_for_the_named_one_else_the_latest(store: Store) 
         .await
         .unwrap();
     let claimed = store
-        .claim("w1", 10, 60_000, 1, &[])
+        .claim("w1", 10, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
@@ -531,7 +547,7 @@ async fn finish_moves_operation_and_instance_together(store: Store) {
         .await
         .unwrap();
     let claimed = store
-        .claim("w1", 10, 60_000, 1, &[])
+        .claim("w1", 10, 60_000, 1, 0, &[])
         .await
         .unwrap()
         .pop()
@@ -560,7 +576,7 @@ async fn tombstones_go_with_everything_of_theirs(store: Store) {
             .await
             .unwrap();
         let claimed = store
-            .claim("w1", 10, 60_000, 1, &[])
+            .claim("w1", 10, 60_000, 1, 0, &[])
             .await
             .unwrap()
             .pop()
@@ -594,7 +610,7 @@ async fn old_operations_go_except_the_latest_of_each_subject(store: Store) {
             .await
             .unwrap();
         let claimed = store
-            .claim("w1", 10, 60_000, 1, &[])
+            .claim("w1", 10, 60_000, 1, 0, &[])
             .await
             .unwrap()
             .pop()

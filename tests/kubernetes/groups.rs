@@ -65,7 +65,8 @@ async fn a_redis_group_survives_the_loss_of_its_primary() {
         .await
         .expect("a sentinel says who is the primary");
     assert_eq!(app.redis(&primary, &["SET", "kept", "one"]).await.unwrap(), "OK");
-    assert_eq!(app.redis(&primary, &["WAIT", "1", "5000"]).await.unwrap(), "1");
+    let copies = app.redis(&primary, &["WAIT", "1", "5000"]).await.unwrap();
+    assert!(copies.parse::<u32>().unwrap() >= 1, "{copies}");
 
     let pod = primary["host"]
         .as_str()

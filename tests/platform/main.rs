@@ -1,7 +1,9 @@
-//! Credential mechanisms against servers that no Debian package brings: MinIO, Cassandra, a CouchDB-compatible one.
+//! Against servers that no Debian package brings: credential mechanisms on MinIO, Cassandra and a CouchDB-compatible one,
+//! adapters on Vault and Keycloak, and both together.
 //!
 //! Not part of `make test`: `make test-real` runs it. Each test starts its server on loopback in a directory of its
-//! own and kills it when its guard drops. Where a server's program is missing the test fails and says how to get it.
+//! own and kills it when its guard drops; for Keycloak and Vault it makes realms and mounts of its own on those of the
+//! testbed. Where a server is missing the test fails and says how to get it.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +23,12 @@ mod couchdb_client;
 mod fetch;
 #[path = "../it/fetch/programs.rs"]
 mod fetch_programs;
+mod keycloak;
+mod keycloak_cli;
 mod minio;
+mod mission;
+mod own_keycloak;
+mod realm;
 #[path = "../real/s3_client.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod s3_client;
@@ -32,3 +39,5 @@ mod services;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
+mod together;
+mod vault;

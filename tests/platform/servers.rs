@@ -152,8 +152,8 @@ fn cassandra_on(port: u16, home: &Path, dir: &Path) -> Process {
     Process::start(&mut command, Signal::SIGKILL)
 }
 
-/// Cassandra 5 runs on Java 17 and not on what may come first in PATH.
-fn java_17() -> Option<PathBuf> {
+/// Cassandra 5 and Keycloak run on Java 17 and not on what may come first in PATH.
+pub fn java_17() -> Option<PathBuf> {
     let all = fs::read_dir("/usr/lib/jvm").ok()?;
     all.flatten()
         .map(|entry| entry.path())

@@ -70,6 +70,7 @@ pub fn now() -> Millis {
 pub fn grant(label: &str, role: &str) -> Grant {
     Grant {
         bid: names::bid("kit", "instance", label),
+        second: false,
         role: role.to_owned(),
         params: Map::new(),
         expires_at: None,

@@ -150,7 +150,10 @@ fn an_eighth_service_of_a_known_mechanism_needs_no_rust() {
         plan.schemas.create.json["properties"]["max_connections"]["maximum"],
         json!(30)
     );
-    let served = catalog.served(&|offering, _| offering.name == "warehouse");
+    let served = catalog.served(
+        &|offering, _| offering.name == "warehouse",
+        &serde_json::Map::new(),
+    );
     assert_eq!(served["services"].as_array().unwrap().len(), 1);
     assert_eq!(served["services"][0]["bindable"], json!(true));
 }

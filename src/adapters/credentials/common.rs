@@ -20,7 +20,7 @@ pub(super) fn administrator() -> PortResult<Secret> {
 
 /// Whether a name on a server is that of a binding's user.
 pub(super) fn is_user(name: &str) -> bool {
-    name.strip_prefix("b_").is_some_and(names::is_name)
+    names::bid_of_user(name).is_some()
 }
 
 /// A handle, provided it is a binding's user: nobody else may be touched by way of a handle.

@@ -18,7 +18,6 @@ use super::common::{administrator, not_this_bindings, own_handle, within};
 use super::password;
 use super::web::{self, Answer, Base, Request, Web};
 use crate::domain::instance::Millis;
-use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use async_trait::async_trait;
@@ -341,7 +340,7 @@ impl CredentialMechanism for CouchDb {
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
         group(self.server(target)?.database, &grant.role)?;
-        let handle = backend_user(&grant.bid);
+        let handle = grant.user();
         own_handle(&handle)?;
         let secret = Secret::from_pairs([("username", handle.clone()), ("password", password::generate()?)]);
         Ok(NewUser { handle, secret })
@@ -354,7 +353,7 @@ impl CredentialMechanism for CouchDb {
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
         within(CALLS_TIME, async {
             let handle = own_handle(&user.handle)?;
-            if handle != backend_user(&grant.bid) || user.secret.text("password").is_empty() {
+            if handle != grant.user() || user.secret.text("password").is_empty() {
                 return Err(not_this_bindings());
             }
             self.server(target)?.issue(&grant.role, user).await
@@ -432,7 +431,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::domain::catalog::{admin_members, user_members};
-    use crate::domain::names;
+    use crate::domain::names::{self, backend_user};
 
     fn target() -> Target {
         let endpoint = crate::domain::instance::Endpoint {
@@ -453,6 +452,7 @@ mod tests {
     fn grant(role: &str) -> Grant {
         Grant {
             bid: names::bid("p", "i", "b"),
+            second: false,
             role: role.to_owned(),
             params: Map::new(),
             expires_at: None,

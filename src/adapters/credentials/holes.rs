@@ -7,7 +7,6 @@
 use super::common::{not_this_bindings, own_handle};
 use super::password;
 use crate::domain::instance::Millis;
-use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{Grant, NewUser, PortError, PortResult, Target};
 use serde_json::{Map, Value};
@@ -344,7 +343,7 @@ pub(super) fn new_user(grant: &Grant) -> PortResult<NewUser> {
             grant.role
         )));
     }
-    let handle = backend_user(&grant.bid);
+    let handle = grant.user();
     own_handle(&handle)?;
     let secret = Secret::from_pairs([("username", handle.clone()), ("password", password::generate()?)]);
     Ok(NewUser { handle, secret })
@@ -353,7 +352,7 @@ pub(super) fn new_user(grant: &Grant) -> PortResult<NewUser> {
 /// Makes sure that a stored user is the one that this binding must have.
 pub(super) fn own_user(grant: &Grant, user: &NewUser) -> PortResult<()> {
     own_handle(&user.handle)?;
-    let own = user.handle == backend_user(&grant.bid) && user.secret.text("username") == user.handle;
+    let own = user.handle == grant.user() && user.secret.text("username") == user.handle;
     if own && !user.secret.text("password").is_empty() {
         Ok(())
     } else {

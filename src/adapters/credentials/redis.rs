@@ -15,7 +15,6 @@
 use super::common::{ADMIN, not_this_bindings, own_handle, within};
 use super::password;
 use crate::domain::instance::{Endpoint, Millis};
-use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use ::redis::aio::MultiplexedConnection;
@@ -247,7 +246,7 @@ impl CredentialMechanism for Redis {
 
     fn generate_user(&self, _target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
         rules(&grant.role, key_prefix(grant)?)?;
-        let handle = backend_user(&grant.bid);
+        let handle = grant.user();
         own_handle(&handle)?;
         let secret = Secret::from_pairs([("username", handle.clone()), ("password", password::generate()?)]);
         Ok(NewUser { handle, secret })
@@ -282,7 +281,7 @@ impl CredentialMechanism for Redis {
         within(CALL_TIME, async {
             let handle = own_handle(&user.handle)?;
             let password = user.secret.text("password");
-            if handle != backend_user(&grant.bid) || password.is_empty() {
+            if handle != grant.user() || password.is_empty() {
                 return Err(not_this_bindings());
             }
             let mut command = cmd("ACL");
@@ -311,7 +310,7 @@ impl CredentialMechanism for Redis {
                     .query_async::<()>(&mut connection)
                     .await
                     .map_err(|e| explain(&e))?;
-                if who != backend_user(&grant.bid) {
+                if who != grant.user() {
                     return Err(PortError::denied(
                         "The server takes the new user for somebody else.",
                     ));
@@ -403,12 +402,13 @@ fn explain(error: &RedisError) -> PortError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::domain::names;
+    use crate::domain::names::{self, backend_user};
     use serde_json::json;
 
     fn grant(params: &Value) -> Grant {
         Grant {
             bid: names::bid("p", "i", "b"),
+            second: false,
             role: "owner".to_owned(),
             params: params.as_object().unwrap().clone(),
             expires_at: None,
@@ -494,6 +494,8 @@ mod tests {
     fn handles_are_checked() {
         let good = backend_user(&names::bid("p", "i", "b"));
         assert_eq!(own_handle(&good).unwrap(), good);
+        let second = names::second_user(&names::bid("p", "i", "b"));
+        assert_eq!(own_handle(&second).unwrap(), second);
         for bad in ["default", "chandler", "b_", "b_x y", &good[2..]] {
             assert_eq!(own_handle(bad).unwrap_err().kind, PortErrorKind::Invalid, "{bad}");
         }

@@ -14,7 +14,7 @@ use super::password;
 use super::sql_settings::{Names, Settings};
 use super::sql_text::{Ident, Verifier, timestamp};
 use crate::domain::instance::Millis;
-use crate::domain::names::{self, backend_user};
+use crate::domain::names;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use async_trait::async_trait;
@@ -416,7 +416,7 @@ impl CredentialMechanism for Sql {
             )));
         }
         Settings::of(target)?.names.group(&grant.role)?;
-        let handle = backend_user(&grant.bid);
+        let handle = grant.user();
         let secret = Secret::from_pairs([("username", handle.clone()), ("password", password::generate()?)]);
         Ok(NewUser { handle, secret })
     }
@@ -503,7 +503,7 @@ impl CredentialMechanism for Sql {
 /// The user's name, provided it is the one this binding must have.
 fn own_user(grant: &Grant, user: &NewUser) -> PortResult<Ident> {
     let name = Ident::user(&user.handle)?;
-    if user.handle == backend_user(&grant.bid) && user.secret.text("username") == user.handle {
+    if user.handle == grant.user() && user.secret.text("username") == user.handle {
         Ok(name)
     } else {
         Err(not_this_bindings())

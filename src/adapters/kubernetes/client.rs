@@ -43,6 +43,16 @@ pub(super) enum Ask<'a> {
     ListMeta(&'a ListParams),
     /// Make the object like this; what others own in it is taken over. Answered without its content.
     Apply(&'a Value),
+    /// Make the object like this under another field manager, unless somebody else owns what is named in it. Answered
+    /// without its content.
+    Claim {
+        /// The object.
+        object: &'a Value,
+        /// The field manager.
+        manager: &'a str,
+        /// Only say what would come of it.
+        rehearse: bool,
+    },
     /// What [`Ask::Apply`] would make, without making it.
     Rehearse(&'a Value),
     /// Change these members.
@@ -56,7 +66,7 @@ impl Ask<'_> {
         match self {
             Self::Get | Self::Meta => "get",
             Self::List(_) | Self::ListMeta(_) => "list",
-            Self::Apply(_) => "apply",
+            Self::Apply(_) | Self::Claim { .. } => "apply",
             Self::Rehearse(_) => "rehearse",
             Self::Merge(_) => "patch",
             Self::Delete(_) => "delete",
@@ -184,6 +194,17 @@ impl Cluster {
             Ask::List(params) => request.list(params),
             Ask::ListMeta(params) => request.list_metadata(params),
             Ask::Apply(object) => request.patch_metadata(name, &ours, &Patch::Apply(object)),
+            Ask::Claim {
+                object,
+                manager,
+                rehearse,
+            } => {
+                let theirs = PatchParams {
+                    dry_run: rehearse,
+                    ..PatchParams::apply(manager)
+                };
+                request.patch_metadata(name, &theirs, &Patch::Apply(object))
+            }
             Ask::Rehearse(object) => request.patch(name, &ours.dry_run(), &Patch::Apply(object)),
             Ask::Merge(change) => {
                 let manager = PatchParams {

@@ -27,6 +27,7 @@ mod kinds;
 pub mod names;
 mod notes;
 mod observe;
+mod projection;
 mod quantity;
 mod quota;
 pub mod rbac;
@@ -52,7 +53,7 @@ use client::Cluster;
 use forward::Forwards;
 use kinds::{Kinds, Resource};
 use notes::Notes;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use stir::Stir;
@@ -91,6 +92,8 @@ pub struct KubernetesSettings {
     pub storage_class: Option<String>,
     /// PriorityClass where a plan names none.
     pub priority_class: Option<String>,
+    /// Applications' namespaces that Secrets may be put into, for `chandler rbac`.
+    pub secret_namespaces: BTreeSet<String>,
     /// Most requests to the API server at once.
     pub requests_at_once: usize,
     /// How long one request may take.
@@ -124,6 +127,7 @@ impl Default for KubernetesSettings {
             replace: BTreeMap::new(),
             storage_class: None,
             priority_class: None,
+            secret_namespaces: BTreeSet::new(),
             requests_at_once: 32,
             request_limit: Duration::from_secs(15),
         }
@@ -243,14 +247,8 @@ impl KubernetesProvisioner {
     fn facts(&self, instance: &InstanceRef, kinds: &[String]) -> Map<String, Value> {
         let namespace = dress::namespace(&self.settings, &instance.iid);
         let domain = self.settings.cluster_domain.trim_matches('.');
-        Map::from_iter([
-            (
-                "name".to_owned(),
-                dress::base_name(&self.settings, instance).into(),
-            ),
-            ("namespace".to_owned(), namespace.into()),
-            ("cluster".to_owned(), json!({"domain": domain, "kinds": kinds})),
-        ])
+        let name = dress::base_name(&self.settings, instance);
+        manifest::cluster_place(&name, &namespace, domain, kinds)
     }
 
     /// Whether an instance of the plan with default parameters would have this object.

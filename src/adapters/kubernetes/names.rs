@@ -4,6 +4,8 @@
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "chandler");
 /// Label: the instance's own name, on every object and every pod of it.
 pub const INSTANCE: &str = "chandler.osb/instance";
+/// Label: the binding's own name, on Secrets in applications' namespaces.
+pub const BINDING: &str = "chandler.osb/binding";
 /// Label: the offering's name.
 pub const OFFERING: &str = "chandler.osb/offering";
 /// Label: the plan's name.

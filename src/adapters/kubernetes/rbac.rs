@@ -17,6 +17,8 @@ const ADMISSION: &str = "admissionregistration.k8s.io/v1";
 const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "watch"];
 /// For Secrets.
 const KEEP_UNSEEN: &[&str] = &["create", "delete", "get", "patch"];
+/// For Secrets in applications' namespaces: what is there is never read.
+const PUT: &[&str] = &["create", "delete", "patch"];
 /// For what it only looks at.
 const LOOK: &[&str] = &["get", "list", "watch"];
 /// Opening a tunnel: its first request is a GET, and newer servers ask for both rights.
@@ -58,6 +60,11 @@ pub fn manifests(
             all.extend(role("", &name, &everywhere.rules(), &subject));
             all.extend(role(shared, &name, &rules, &subject));
         }
+    }
+    for theirs in &settings.secret_namespaces {
+        let mut put = Rights::default();
+        put.give("", "secrets", PUT);
+        all.extend(role(theirs, &format!("{name}.bindings"), &put.rules(), &subject));
     }
     all.push(policy(settings, &name, namespace, account));
     all.push(json!({
@@ -170,8 +177,13 @@ fn policy(settings: &KubernetesSettings, name: &str, namespace: &str, account: &
         "isNamespace",
         "request.kind.group == '' && request.kind.kind == 'Namespace'",
     )];
+    let mut bindings = String::new();
+    if !settings.secret_namespaces.is_empty() {
+        variables.push(variable("isBinding", &binding_secret(settings)));
+        bindings.push_str(" || variables.isBinding");
+    }
     let mut validations = vec![json!({
-        "expression": format!("variables.isNamespace || (namespaceObject != null && {member})"),
+        "expression": format!("variables.isNamespace || (namespaceObject != null && {member}){bindings}"),
         "message": format!("The broker writes only into namespaces of its own, labelled {key}={value}."),
         "reason": "Forbidden",
     })];
@@ -231,6 +243,29 @@ fn policy(settings: &KubernetesSettings, name: &str, namespace: &str, account: &
             "validations": validations,
         },
     })
+}
+
+/// A Secret that the broker makes, keeps or removes for a binding in an application's namespace; the label that says which
+/// binding it is of never changes.
+fn binding_secret(settings: &KubernetesSettings) -> String {
+    let places: Vec<String> = settings
+        .secret_namespaces
+        .iter()
+        .map(|namespace| format!("'{namespace}'"))
+        .collect();
+    let binding = names::BINDING;
+    let labelled = |object: &str| {
+        format!(
+            "({object} == null || (has({object}.metadata.labels) && '{binding}' in {object}.metadata.labels))"
+        )
+    };
+    format!(
+        "request.kind.group == '' && request.kind.kind == 'Secret' && request.namespace in [{}] && {} && {} && \
+         (object == null || oldObject == null || object.metadata.labels['{binding}'] == oldObject.metadata.labels['{binding}'])",
+        places.join(", "),
+        labelled("object"),
+        labelled("oldObject"),
+    )
 }
 
 fn variable(name: &str, expression: &str) -> Value {

@@ -318,6 +318,12 @@ fn binding(
     }
     let settings = compiled(file, "settings", Value::Object(raw.settings), problems);
     let credentials = compiled(file, "credentials", Value::Object(raw.credentials), problems);
+    let coordinates = credentials.as_ref().and_then(|credentials| {
+        credentials
+            .without("user")
+            .map_err(|errors| problems.add_all(file, "credentials", errors))
+            .ok()
+    });
     let endpoints = compiled(file, "endpoints", raw.endpoints, problems);
     Some(BindingTemplate {
         mechanism: raw.mechanism,
@@ -326,6 +332,7 @@ fn binding(
         default_role: raw.default_role,
         roles: raw.roles,
         credentials: credentials?,
+        coordinates: coordinates?,
         endpoints: endpoints?,
         requires_app: raw.requires_app,
     })
@@ -398,6 +405,15 @@ impl SchemaTemplates {
             for (path, message) in schema::problems(&schema) {
                 problems.add(file, &path, message);
             }
+            if call == Call::Bind {
+                for name in schema::reserved(&schema) {
+                    problems.add(
+                        file,
+                        &format!("properties.{name}"),
+                        "is a parameter of the broker's own; choose another name",
+                    );
+                }
+            }
             Some(schema)
         };
         let (create, update, bind) = (fill(Call::Create), fill(Call::Update), fill(Call::Bind));
@@ -445,6 +461,7 @@ fn plan(
         updates_to,
         binding_lifetime: raw.binding_lifetime.or(offering.binding_lifetime).map(Into::into),
         retain_days: raw.retain_days.unwrap_or(offering.retain_days),
+        delivery: raw.delivery.unwrap_or_else(|| offering.delivery.clone()),
         schemas,
         name: raw.name,
     })

@@ -17,6 +17,7 @@ mod served;
 pub use mechanism::{KnownMechanisms, Mechanisms, admin_members, user_members};
 pub use objects::{IMAGE_MEMBERS, KINDS, plural};
 
+use super::delivery::Delivery;
 use super::expr::Template;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -119,6 +120,8 @@ pub struct Plan {
     pub binding_lifetime: Option<BindingLifetime>,
     /// Days that the volumes of a deleted instance are kept, where the provisioner can; 0 = they go at once.
     pub retain_days: u32,
+    /// Ways its bindings may be handed over, the usual one first; empty = whatever the platform may have.
+    pub delivery: Vec<Delivery>,
     /// Parameter schemas.
     pub schemas: Schemas,
 }
@@ -216,6 +219,8 @@ pub struct BindingTemplate {
     pub roles: Vec<String>,
     /// The credentials object; scope `user`, `endpoint`, `endpoints`, `settings`, `plan`, `params`, `instance`, `role`.
     pub credentials: Template,
+    /// The same without all that depends on the user: what may be told without telling a secret.
+    pub coordinates: Template,
     /// The OSB `endpoints` array; same scope.
     pub endpoints: Template,
     /// Whether a bind must name an application (B-07).
@@ -252,8 +257,10 @@ impl Catalog {
     }
 
     /// The body of GET /v2/catalog: offerings that have at least one plan for which `offered` says yes, with those plans.
-    pub fn served(&self, offered: &dyn Fn(&Offering, &Plan) -> bool) -> Value {
-        served::served(self, offered)
+    ///
+    /// `own` are the bind parameters that the broker adds to those of every plan: names and their schemas.
+    pub fn served(&self, offered: &dyn Fn(&Offering, &Plan) -> bool, own: &Map<String, Value>) -> Value {
+        served::served(self, offered, own)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The catalog's files as they are written: unknown keys refused, nothing interpreted yet.
 
 use super::BindingLifetime;
+use crate::domain::delivery::Delivery;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -37,6 +38,9 @@ pub(super) struct Offering {
     pub binding_lifetime: Option<Lifetime>,
     #[serde(default)]
     pub retain_days: u32,
+    /// Ways its bindings may be handed over, the usual one first; empty = as the platform's.
+    #[serde(default)]
+    pub delivery: Vec<Delivery>,
     /// Custom resources its objects use.
     #[serde(default)]
     pub resources: Vec<super::CustomResource>,
@@ -61,6 +65,7 @@ pub(super) struct Plan {
     pub maintenance_info: Option<Maintenance>,
     pub binding_lifetime: Option<Lifetime>,
     pub retain_days: Option<u32>,
+    pub delivery: Option<Vec<Delivery>>,
     #[serde(default)]
     pub metadata: Map<String, Value>,
     #[serde(default)]

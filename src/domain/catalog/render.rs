@@ -77,7 +77,7 @@ struct Samples<'a> {
 
 /// What a provisioner would choose: see `Provisioner::place`.
 fn placement(one: &Loaded<'_>, provisioner: &str) -> Map<String, Value> {
-    let placement = if provisioner == KUBERNETES {
+    if provisioner == KUBERNETES {
         // Every custom resource is there: then every document is rendered.
         let kinds: Vec<String> = one
             .offering
@@ -85,16 +85,20 @@ fn placement(one: &Loaded<'_>, provisioner: &str) -> Map<String, Value> {
             .iter()
             .map(|object| format!("{}/{}", object.api_version, object.kind))
             .collect();
-        json!({"name": one.offering.name, "namespace": "osb-sampleinstancesampleinstan", "cluster": {"domain": "cluster.local", "kinds": kinds}})
-    } else {
-        let ports: Map<String, Value> = ports(one).into_iter().map(|e| (e.name, json!(e.port))).collect();
-        let binaries = one.offering.process.iter().flat_map(|p| p.binaries.keys());
-        let binaries: Map<String, Value> = binaries
-            .map(|name| (name.clone(), json!(format!("/usr/bin/{name}"))))
-            .collect();
-        json!({"ports": ports, "bin": binaries, "dirs": {"root": ROOT, "init": INIT}, "host": "127.0.0.1"})
-    };
-    placement.as_object().cloned().unwrap_or_default()
+        let namespace = "osb-sampleinstancesampleinstan";
+        return manifest::cluster_place(&one.offering.name, namespace, "cluster.local", &kinds);
+    }
+    let ports: Map<String, Value> = ports(one).into_iter().map(|e| (e.name, json!(e.port))).collect();
+    let binaries = one.offering.process.iter().flat_map(|p| p.binaries.keys());
+    let binaries: Map<String, Value> = binaries
+        .map(|name| (name.clone(), json!(format!("/usr/bin/{name}"))))
+        .collect();
+    Map::from_iter([
+        ("ports".to_owned(), Value::Object(ports)),
+        ("bin".to_owned(), Value::Object(binaries)),
+        ("dirs".to_owned(), json!({"root": ROOT, "init": INIT})),
+        ("host".to_owned(), json!("127.0.0.1")),
+    ])
 }
 
 /// The provisioners this plan is described for.

@@ -1,6 +1,7 @@
 //! Parameter schemas: compiled once, and held to what platforms accept (C-13, C-14, osb-rules §18).
 
 use super::Schema;
+use crate::domain::delivery::PARAMETERS;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -85,6 +86,15 @@ pub(super) fn problems(schema: &Schema) -> Vec<(String, String)> {
         }
     }
     problems
+}
+
+/// Properties that a bind schema may not have: the broker takes parameters of these names for itself.
+pub(super) fn reserved(schema: &Schema) -> Vec<&'static str> {
+    let properties = schema.json.get("properties").and_then(Value::as_object);
+    PARAMETERS
+        .into_iter()
+        .filter(|name| properties.is_some_and(|p| p.contains_key(*name)))
+        .collect()
 }
 
 fn walk(value: &Value, path: &str, say: &mut impl FnMut(&str, String)) {

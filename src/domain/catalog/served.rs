@@ -4,7 +4,11 @@ use super::{Catalog, Offering, Plan};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-pub(super) fn served(catalog: &Catalog, offered: &dyn Fn(&Offering, &Plan) -> bool) -> Value {
+pub(super) fn served(
+    catalog: &Catalog,
+    offered: &dyn Fn(&Offering, &Plan) -> bool,
+    own: &Map<String, Value>,
+) -> Value {
     let services: Vec<Value> = catalog
         .offerings
         .iter()
@@ -14,13 +18,13 @@ pub(super) fn served(catalog: &Catalog, offered: &dyn Fn(&Offering, &Plan) -> bo
                 .iter()
                 .filter(|plan| offered(offering, plan))
                 .collect();
-            (!plans.is_empty()).then(|| service(offering, &plans))
+            (!plans.is_empty()).then(|| service(offering, &plans, own))
         })
         .collect();
     json!({ "services": services })
 }
 
-fn service(offering: &Offering, plans: &[&Arc<Plan>]) -> Value {
+fn service(offering: &Offering, plans: &[&Arc<Plan>], own: &Map<String, Value>) -> Value {
     // A change is only possible to a plan that is offered too.
     let updateable =
         |plan: &Plan| plan.plan_updateable && plans.iter().any(|other| plan.updates_to.contains(&other.name));
@@ -48,12 +52,12 @@ fn service(offering: &Offering, plans: &[&Arc<Plan>]) -> Value {
     if !offering.metadata.is_empty() {
         service.insert("metadata".into(), Value::Object(offering.metadata.clone()));
     }
-    let plans: Vec<Value> = plans.iter().map(|p| plan(p, updateable(p))).collect();
+    let plans: Vec<Value> = plans.iter().map(|p| plan(p, updateable(p), own)).collect();
     service.insert("plans".into(), Value::Array(plans));
     Value::Object(service)
 }
 
-fn plan(plan: &Plan, updateable: bool) -> Value {
+fn plan(plan: &Plan, updateable: bool, own: &Map<String, Value>) -> Value {
     let mut served = Map::new();
     served.insert("id".into(), json!(plan.id));
     served.insert("name".into(), json!(plan.name));
@@ -87,7 +91,17 @@ fn plan(plan: &Plan, updateable: bool) -> Value {
     });
     // C-13: only for bindable plans.
     if plan.bindable {
-        schemas["service_binding"] = json!({"create": {"parameters": plan.schemas.bind.json}});
+        let mut bind = plan.schemas.bind.json.clone();
+        if !own.is_empty()
+            && let Some(bind) = bind.as_object_mut()
+            && let Some(properties) = bind
+                .entry("properties")
+                .or_insert_with(|| json!({}))
+                .as_object_mut()
+        {
+            properties.extend(own.clone());
+        }
+        schemas["service_binding"] = json!({"create": {"parameters": bind}});
     }
     served.insert("schemas".into(), schemas);
     Value::Object(served)

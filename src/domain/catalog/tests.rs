@@ -456,18 +456,21 @@ fn served_catalog_has_the_osb_shape_and_nothing_else() {
             },
         ],
     }]});
-    assert_eq!(catalog.served(&|_, _| true), expected);
+    assert_eq!(catalog.served(&|_, _| true, &Map::new()), expected);
 }
 
 #[test]
 fn served_leaves_out_what_is_not_offered() {
     let catalog = Catalog::load(&sources(), &KnownMechanisms).unwrap();
-    let served = catalog.served(&|_, plan| plan.name == "small");
+    let served = catalog.served(&|_, plan| plan.name == "small", &Map::new());
     assert_eq!(served["services"][0]["plans"].as_array().unwrap().len(), 1);
     // The only plan it could change to is not there.
     assert_eq!(served["services"][0]["plans"][0]["plan_updateable"], json!(false));
     assert_eq!(served["services"][0]["plan_updateable"], json!(false));
-    assert_eq!(catalog.served(&|_, _| false), json!({"services": []}));
+    assert_eq!(
+        catalog.served(&|_, _| false, &Map::new()),
+        json!({"services": []})
+    );
 }
 
 #[test]

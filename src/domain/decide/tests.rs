@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::domain::catalog::{KnownMechanisms, Sources};
+use crate::domain::delivery::Delivery;
 use proptest::prelude::*;
 use serde_json::{Map, json};
 
@@ -301,6 +302,11 @@ fn binding(state: BindingState, open: Option<OperationKind>) -> BindingNow {
             state,
             handle: String::new(),
             residue: false,
+            delivery: Delivery::Inline,
+            generation: 0,
+            rotations: 0,
+            service_account: None,
+            secret_namespace: None,
             expires_at: None,
             renew_before: None,
             created_at: 0,
@@ -311,6 +317,13 @@ fn binding(state: BindingState, open: Option<OperationKind>) -> BindingNow {
             kind,
             target: None,
         }),
+    }
+}
+
+fn ways() -> Ways {
+    Ways {
+        allowed: vec![Delivery::Inline],
+        ..Ways::default()
     }
 }
 
@@ -341,6 +354,31 @@ fn bind_and_unbind_by_state() {
             "supersede",
         ),
         (Some(B::Ready), None, "exists", "Conflict", "start"),
+        // It stays what it is while its credentials change.
+        (Some(B::Ready), Some(K::Rotate), "exists", "Conflict", "supersede"),
+        (Some(B::Ready), Some(K::Retire), "exists", "Conflict", "supersede"),
+        (
+            Some(B::Ready),
+            Some(K::Revoke),
+            "Concurrency",
+            "Conflict",
+            "supersede",
+        ),
+        // The last look goes on for a moment after the binding is gone.
+        (
+            Some(B::Gone),
+            Some(K::Settle),
+            "Concurrency",
+            "Concurrency",
+            "Gone",
+        ),
+        (
+            Some(B::Expired),
+            Some(K::Settle),
+            "Concurrency",
+            "Conflict",
+            "supersede",
+        ),
         (Some(B::Failed), None, "create", "Conflict", "start"),
         (
             Some(B::Failed),
@@ -380,7 +418,7 @@ fn bind_and_unbind_by_state() {
                 request.attributes.parameters.insert("role".into(), json!(role));
             }
             word(
-                bind(&catalog, &request, Some(&ready), found.as_ref(), None, 0),
+                bind(&catalog, &ways(), &request, Some(&ready), found.as_ref(), None, 0),
                 bind_name,
             )
         };
@@ -401,6 +439,101 @@ fn bind_and_unbind_by_state() {
             "{state:?} {open:?}"
         );
     }
+}
+
+#[test]
+fn a_rotation_in_place_by_state() {
+    use BindingState as B;
+    use OperationKind as K;
+    let catalog = catalog();
+    let decide = |on: &InstanceNow, found: Option<BindingNow>, at: Millis| {
+        word(rotate(&catalog, Some(on), found.as_ref(), at), |d| match d {
+            RotateDecision::Start => "start",
+            RotateDecision::Running(_) => "running",
+        })
+    };
+    let there = |state: B, open: Option<K>| {
+        let mut there = binding(state, open);
+        there.binding.delivery = Delivery::Reference;
+        there.binding.expires_at = Some(10);
+        Some(there)
+    };
+    let ready = now(InstanceState::Ready);
+    for (state, open, expected) in [
+        (B::Creating, Some(K::Bind), "Concurrency"),
+        (B::Ready, None, "start"),
+        (B::Ready, Some(K::Rotate), "running"),
+        (B::Ready, Some(K::Retire), "Concurrency"),
+        (B::Deleting, Some(K::Unbind), "Concurrency"),
+        (B::DeleteFailed, None, "Conflict"),
+        (B::Failed, None, "NotFound"),
+        (B::Expired, None, "NotFound"),
+        (B::Gone, None, "NotFound"),
+    ] {
+        assert_eq!(
+            decide(&ready, there(state, open), 9),
+            expected,
+            "{state:?} {open:?}"
+        );
+    }
+    assert_eq!(decide(&ready, there(B::Ready, None), 10), "NotFound", "expired");
+    assert_eq!(decide(&ready, None, 0), "NotFound");
+    for state in STATES.into_iter().filter(|s| *s != InstanceState::Ready) {
+        assert_eq!(
+            decide(&now(state), there(B::Ready, None), 0),
+            "Concurrency",
+            "{state:?}"
+        );
+    }
+    let inline = Some(binding(B::Ready, None));
+    assert_eq!(decide(&ready, inline, 0), "RotationNotSupported");
+    let mut unknown_plan = there(B::Ready, None);
+    unknown_plan.as_mut().unwrap().binding.attributes.plan_id = "left".into();
+    assert_eq!(decide(&ready, unknown_plan, 0), "Conflict");
+}
+
+#[test]
+fn the_brokers_own_parameters_are_not_the_plans() {
+    let catalog = catalog();
+    let ready = now(InstanceState::Ready);
+    let full = Ways {
+        allowed: vec![Delivery::Reference, Delivery::Inline],
+        identity: true,
+        vault: true,
+        ..Ways::default()
+    };
+    let ask = |ways: &Ways, parameters: serde_json::Value, before: Option<&BindingNow>| {
+        let mut request = Bind {
+            accepts_incomplete: true,
+            binding_id: "y".into(),
+            ..Bind::default()
+        };
+        request.attributes = binding(BindingState::Ready, None).binding.attributes;
+        request.attributes.parameters = parameters.as_object().unwrap().clone();
+        request.attributes.predecessor_binding_id = before.map(|b| b.binding.binding_id.clone());
+        bind(&catalog, ways, &request, Some(&ready), None, before, 0).map(|decision| match decision {
+            BindDecision::Create(_, made) => made.1.delivery,
+            _ => panic!("not created"),
+        })
+    };
+    let role = json!({"delivery": "inline", "role": "readonly"});
+    assert_eq!(ask(&full, json!({}), None).unwrap(), Delivery::Reference);
+    assert_eq!(ask(&full, role.clone(), None).unwrap(), Delivery::Inline);
+    let said = ask(&ways(), role, None).unwrap_err().description;
+    assert!(
+        said.starts_with("parameters.delivery: is not known here"),
+        "{said}"
+    );
+    let said = ask(&full, json!({"delivery": "secret"}), None)
+        .unwrap_err()
+        .description;
+    assert!(said.starts_with("parameters.delivery: choose one of"), "{said}");
+    let inline = binding(BindingState::Ready, None);
+    assert_eq!(
+        ask(&full, json!({}), Some(&inline)).unwrap(),
+        Delivery::Inline,
+        "as before"
+    );
 }
 
 /// What can happen to an instance: a platform's call, or the end of the open operation.

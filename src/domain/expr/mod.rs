@@ -128,6 +128,14 @@ impl Template {
         })?
     }
 
+    /// The document without the leaves whose expressions refer to `name`: what is left says nothing of it.
+    ///
+    /// Errors: as [`compile`](Self::compile); none for a template that compiled.
+    pub fn without(&self, name: &str) -> Result<Self, Vec<ExprError>> {
+        let source = with_stack(|| pruned(&self.source, &self.root, name)).map_err(|e| vec![e])?;
+        Self::compile(source.unwrap_or(Value::Null))
+    }
+
     /// The document as written.
     pub fn source(&self) -> &Value {
         &self.source
@@ -303,6 +311,33 @@ impl Compiler {
     }
 }
 
+/// The source of a node, none when it is a leaf that refers to `name`.
+fn pruned(source: &Value, node: &Node, name: &str) -> Option<Value> {
+    let says_nothing = match (node, source) {
+        (Node::Literal(_), _) => true,
+        (Node::Whole(expr), _) => !expr.refers_to(name),
+        (Node::Text(pieces), _) => pieces.iter().all(|piece| match piece {
+            Piece::Literal(_) => true,
+            Piece::Expr(expr) => !expr.refers_to(name),
+        }),
+        (Node::List(nodes), Value::Array(items)) => {
+            let left = items
+                .iter()
+                .zip(nodes)
+                .filter_map(|(item, node)| pruned(item, node, name));
+            return Some(Value::Array(left.collect()));
+        }
+        (Node::Map(nodes), Value::Object(members)) => {
+            let left = nodes
+                .iter()
+                .filter_map(|(key, node)| Some((key.clone(), pruned(members.get(key)?, node, name)?)));
+            return Some(Value::Object(left.collect()));
+        }
+        (Node::List(_) | Node::Map(_), _) => false,
+    };
+    says_nothing.then(|| source.clone())
+}
+
 fn literal(node: Node) -> Option<Value> {
     match node {
         Node::Literal(value) => Some(value),
@@ -359,6 +394,10 @@ fn fill(node: &Node, context: &Context<'_, '_>, path: &mut Path) -> Result<Value
 }
 
 impl Expr {
+    fn refers_to(&self, name: &str) -> bool {
+        self.program.references().has_variable(name)
+    }
+
     fn error(&self, path: &Path, message: impl fmt::Display) -> ExprError {
         ExprError {
             path: path.to_string(),

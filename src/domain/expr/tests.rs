@@ -222,3 +222,32 @@ fn a_parameter_is_never_read_as_an_expression() {
         json!({"a": "${admin.password}", "b": "v ${admin.password}"})
     );
 }
+
+#[test]
+fn what_depends_on_a_name_can_be_left_out() {
+    let template = Template::compile(json!({
+        "host": "${endpoint.host}",
+        "literal": "user",
+        "password": "${user.password}",
+        "uri": "x://${user.name}:${user.password}@${endpoint.host}/",
+        "maybe": "${has(user.prefix) ? user.prefix : null}",
+        "in_a_list": ["${endpoint.host}", "${[1].map(n, user.name)[0]}"],
+        "nested": {"a": {"seed": "${user.seed}", "port": "${endpoint.port}"}},
+        "not_the_name": "${endpoint.user}",
+    }))
+    .unwrap();
+    let Value::Object(scope) = json!({"endpoint": {"host": "h", "port": 1, "user": "u"}}) else {
+        panic!("an object")
+    };
+    let left = template.without("user").unwrap();
+    assert!(!left.names().contains("user"));
+    assert_eq!(
+        left.fill(&scope).unwrap(),
+        json!({"host": "h", "literal": "user", "in_a_list": ["h"], "nested": {"a": {"port": 1}}, "not_the_name": "u"})
+    );
+    let all = Template::compile(json!("${user}"))
+        .unwrap()
+        .without("user")
+        .unwrap();
+    assert_eq!(all.fill(&scope).unwrap(), Value::Null);
+}

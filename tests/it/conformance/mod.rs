@@ -3,6 +3,7 @@
 //! A rule that cannot be tested here stands in [`ELSEWHERE`] with the reason; the last test of this file fails when a
 //! rule is in neither place.
 
+mod asynchronous;
 mod bind;
 mod catalog;
 mod common;

@@ -15,7 +15,7 @@ use chandler::domain::catalog::{Catalog, KINDS, KnownMechanisms, Mechanisms, Off
 use chandler::domain::manifest::{self, Desired, KUBERNETES};
 use chandler::domain::params;
 use chandler::domain::secret::Secret;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::sync::LazyLock;
 
 pub const IID: &str = "abcdefghijklmnopqrstuvwxyz";
@@ -88,9 +88,7 @@ fn extreme(name: &str, property: &Value) -> Value {
 }
 
 pub fn placement(name: &str, kinds: &[String]) -> Map<String, Value> {
-    let place =
-        json!({"name": name, "namespace": NAMESPACE, "cluster": {"domain": "cluster.local", "kinds": kinds}});
-    place.as_object().unwrap().clone()
+    manifest::cluster_place(name, NAMESPACE, "cluster.local", kinds)
 }
 
 /// Secrets that show where they went.

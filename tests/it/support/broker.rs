@@ -4,16 +4,20 @@
 //! dropped, everything that should not be left is looked for.
 
 use super::catalog;
+use super::outside::{FakeIdentity, FakeProjection, FakeVault};
 use super::world::{FakeMechanism, FakeProvisioner, World};
 use actix_web::{App, HttpServer};
 use chandler::adapters::sealed::{Keys, SealedStore};
 use chandler::app::{SqlRows, random_token};
-use chandler::domain::binding::BindingState;
+use chandler::domain::binding::{Binding, BindingState};
 use chandler::domain::catalog::{Catalog, KnownMechanisms, Sources};
+use chandler::domain::delivery::Delivery;
 use chandler::domain::instance::{InstanceState, Millis};
+use chandler::domain::names;
 use chandler::engine::{Engine, Ports, Runner, Settings, Sweeper};
 use chandler::http::{self, auth};
-use chandler::ports::{Clock, CredentialMechanism};
+use chandler::ports::secret_name;
+use chandler::ports::{BindingIdentity, BindingVault, Clock, CredentialMechanism, SecretProjection};
 use chandler::store::{Store, StoreOptions};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -106,6 +110,8 @@ pub struct TestBroker {
     pub world: Arc<World>,
     pub clock: Arc<FakeClock>,
     pub base: String,
+    /// URL of its database.
+    pub database: String,
     pub http: reqwest::Client,
     server: actix_web::dev::ServerHandle,
     _dir: tempfile::TempDir,
@@ -127,7 +133,7 @@ impl TestBroker {
         let url = choices
             .database
             .unwrap_or_else(|| format!("sqlite://{}/broker.db?mode=rwc", dir.path().display()));
-        let store = Store::open(&StoreOptions::new(url)).await.unwrap();
+        let store = Store::open(&StoreOptions::new(url.clone())).await.unwrap();
         store.migrate().await.unwrap();
         let clock = Arc::new(FakeClock(AtomicI64::new(1_800_000_000_000)));
         let engine = engine(store, &choices.world, clock.clone(), choices.engine, &dir);
@@ -157,6 +163,7 @@ impl TestBroker {
             world: choices.world,
             clock,
             base,
+            database: url,
             http: client,
             server: handle,
             _dir: dir,
@@ -284,6 +291,7 @@ impl TestBroker {
             left.push(format!("{open} open operation(s)"));
         }
         let mut live = Vec::new();
+        let mut lived = BTreeMap::new();
         for i in store.instances_page("", None, 10_000).await.unwrap() {
             if i.state != InstanceState::Gone {
                 live.push(i.iid.clone());
@@ -292,20 +300,34 @@ impl TestBroker {
                 if b.residue {
                     left.push(format!("binding {} has residue in state {}", b.bid, b.state));
                 }
-                let lets_in = self.world.users().contains(&b.handle);
-                let over = matches!(
-                    b.state,
-                    BindingState::Gone | BindingState::Failed | BindingState::Expired
-                );
+                let users = self.world.users();
+                let lets_in = users.iter().any(|u| names::bid_of_user(u) == Some(&b.bid));
+                let over = b.state.is_over();
+                lived.insert(b.bid.clone(), b.clone());
                 if lets_in && over && !*self.world.whole_list.lock().unwrap() {
                     left.push(format!("user of binding {} in state {}", b.bid, b.state));
                 }
-                let name = chandler::ports::secret_name::binding(&i.iid, &b.bid);
-                if over && self.engine.ports().secrets.get(&name).await.unwrap().is_some() {
-                    left.push(format!("secret of binding {} in state {}", b.bid, b.state));
-                }
+                left.extend(self.kept_wrongly(&b).await);
+                let others = store.other_users(&b.bid).await.unwrap();
+                let known = |user: &String| {
+                    *user == b.handle || others.iter().any(|o| o.handle == *user && !o.refused)
+                };
+                let strange = |user: &&String| names::bid_of_user(user) == Some(&b.bid) && !known(user);
+                left.extend(
+                    users
+                        .iter()
+                        .filter(strange)
+                        .map(|user| format!("nobody knows the user {user}")),
+                );
             }
         }
+        for (bid, what) in self.world.around.bids() {
+            match lived.get(&bid).map(|b| b.state) {
+                Some(state) if !state.is_over() => {}
+                state => left.push(format!("{what:?} of binding {bid} in state {state:?}")),
+            }
+        }
+        left.extend(self.world.around.wrong.lock().unwrap().iter().cloned());
         for iid in self.world.instances.lock().unwrap().keys() {
             if !live.contains(iid) {
                 left.push(format!("instance {iid} exists without a row"));
@@ -319,9 +341,53 @@ impl TestBroker {
         left
     }
 
+    /// What the broker's own secret store has of a binding that it should not have, or has not and should.
+    async fn kept_wrongly(&self, b: &Binding) -> Vec<String> {
+        let secrets = &self.engine.ports().secrets;
+        let has = async |name: String| secrets.get(&name).await.unwrap().is_some();
+        let material = has(secret_name::binding(&b.iid, &b.bid)).await;
+        let view = has(secret_name::view(&b.iid, &b.bid)).await;
+        let ready = b.state == BindingState::Ready;
+        let inline = b.delivery == Delivery::Inline;
+        let over = b.state.is_over();
+        let mut wrong = Vec::new();
+        for (bad, what) in [
+            (over && (material || view), "something is kept"),
+            (ready && inline && !material, "the credentials are not kept"),
+            (ready && !inline && material, "the credentials are still kept"),
+            (ready && !inline && !view, "what answers say is not kept"),
+        ] {
+            if bad {
+                wrong.push(format!("{what} of binding {} in state {}", b.bid, b.state));
+            }
+        }
+        for name in secrets.list(&secret_name::all(&b.iid)).await.unwrap() {
+            if name.starts_with(&secret_name::nexts(&b.iid, &b.bid)) {
+                wrong.push(format!("{name} is kept and nothing is being rotated"));
+            }
+        }
+        wrong
+    }
+
+    /// No password, in clear, anywhere in the files of the database.
+    fn shown_in_files(&self) -> Vec<String> {
+        let mut shown = Vec::new();
+        for entry in std::fs::read_dir(self._dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            for word in ["UserSecretOf", "ClientSecretOf", "AdminSecretOf"] {
+                if bytes.windows(word.len()).any(|w| w == word.as_bytes()) {
+                    shown.push(format!("{word}… stands in {}", path.display()));
+                }
+            }
+        }
+        shown
+    }
+
     /// Checks that nothing is left and stops the server. Every test ends with it.
     pub async fn end(mut self) {
-        let left = self.left_over().await;
+        let mut left = self.left_over().await;
+        left.extend(self.shown_in_files());
         self.may_leave = true;
         self.server.stop(false).await;
         self.engine.store().close().await;
@@ -374,9 +440,18 @@ pub fn engine(
     let ports = Ports {
         provisioner: Arc::new(FakeProvisioner(world.clone())),
         mechanisms: BTreeMap::from([("sql".to_owned(), mechanism)]),
-        identity: None,
-        vault: None,
-        projection: None,
+        identity: world
+            .around
+            .vault
+            .then(|| Arc::new(FakeIdentity(world.clone())) as Arc<dyn BindingIdentity>),
+        vault: world
+            .around
+            .vault
+            .then(|| Arc::new(FakeVault(world.clone())) as Arc<dyn BindingVault>),
+        projection: world
+            .around
+            .projection
+            .then(|| Arc::new(FakeProjection(world.clone())) as Arc<dyn SecretProjection>),
         secrets: Arc::new(SealedStore::new(keys, SqlRows::new(store.clone(), clock.clone()))),
         clock,
         new_id: Arc::new(random_token),

@@ -4,6 +4,7 @@ pub mod broker;
 pub mod catalog;
 pub mod chance;
 pub mod flow;
+pub mod outside;
 pub mod postgres;
 pub mod raw;
 pub mod world;

@@ -1,6 +1,7 @@
 //! A fake outside world: a provisioner and a mechanism over one table of what exists, with faults that are
 //! planned at a named call and strike before or after it acted.
 
+use super::outside::Around;
 use async_trait::async_trait;
 use chandler::domain::catalog::{Offering, Plan};
 use chandler::domain::instance::{Endpoint, Millis};
@@ -80,10 +81,26 @@ pub struct World {
     pub hung: tokio::sync::Notify,
     /// Everything the outside world was told, as text.
     pub told: Mutex<Vec<String>>,
-    passwords: std::sync::atomic::AtomicU64,
+    pub passwords: std::sync::atomic::AtomicU64,
+    /// What lies around the servers.
+    pub around: Around,
 }
 
 impl World {
+    /// A world with a vault, an identity provider and namespaces that Secrets can be put into.
+    pub fn with_all_around() -> Self {
+        Self {
+            around: Around::all(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether these credentials let in.
+    pub fn opens(&self, credentials: &Map<String, Value>) -> bool {
+        let text = |name: &str| credentials.get(name).and_then(Value::as_str).unwrap_or_default();
+        self.lets_in(text("username"), text("password"))
+    }
+
     /// Plans a fault for the next `times` calls of this name.
     pub fn plan(&self, call: &'static str, when: When, effect: Effect, times: u32) {
         self.faults.lock().unwrap().push(Fault {
@@ -128,7 +145,7 @@ impl World {
             .collect()
     }
 
-    async fn strike(&self, call: &'static str, when: When) -> PortResult<()> {
+    pub async fn strike(&self, call: &'static str, when: When) -> PortResult<()> {
         if when == When::Before {
             self.calls.lock().unwrap().push(call);
         }
@@ -306,7 +323,7 @@ impl CredentialMechanism for FakeMechanism {
             .0
             .passwords
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let handle = format!("b_{}", grant.bid);
+        let handle = grant.user();
         Ok(NewUser {
             secret: Secret::from_pairs([
                 ("username", handle.clone()),
@@ -348,6 +365,7 @@ impl CredentialMechanism for FakeMechanism {
 
     async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()> {
         self.0.strike("revoke", When::Before).await?;
+        self.0.around.revoked(handle);
         let whole = *self.0.whole_list.lock().unwrap();
         self.with(&target.iid, |i| {
             if whole {

@@ -23,7 +23,6 @@ use super::common::{administrator, is_user, not_this_bindings, within};
 use super::password;
 use super::sql_text::Ident;
 use crate::domain::instance::Millis;
-use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use async_trait::async_trait;
@@ -404,7 +403,7 @@ impl CredentialMechanism for Cassandra {
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
         Settings::of(target)?.group(&grant.role)?;
-        let handle = backend_user(&grant.bid);
+        let handle = grant.user();
         Ident::user(&handle)?;
         let secret = Secret::from_pairs([("username", handle.clone()), ("password", password::generate()?)]);
         Ok(NewUser { handle, secret })
@@ -429,7 +428,7 @@ impl CredentialMechanism for Cassandra {
         within(CALL_TIME, async {
             let group = Settings::of(target)?.group(&grant.role)?;
             let name = Ident::user(&user.handle)?;
-            if user.handle != backend_user(&grant.bid) {
+            if user.handle != grant.user() {
                 return Err(not_this_bindings());
             }
             let hash = Hash::new(user.secret.text("password"))?;
@@ -494,7 +493,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::domain::catalog::{admin_members, user_members};
-    use crate::domain::names;
+    use crate::domain::names::{self, backend_user};
     use serde_json::json;
 
     fn settings(settings: &Value) -> Settings {
@@ -525,6 +524,7 @@ mod tests {
     fn grant(role: &str) -> Grant {
         Grant {
             bid: names::bid("p", "i", "b"),
+            second: false,
             role: role.to_owned(),
             params: Map::new(),
             expires_at: None,

@@ -36,6 +36,7 @@ fn grant() -> Grant {
     let params = json!({"quota": 5, "tags": ["x"], "line": "a\nb", "path": "../x?y=1#z %2e"});
     Grant {
         bid: names::bid("p", "i", "b"),
+        second: false,
         role: "readwrite".to_owned(),
         params: params.as_object().unwrap().clone(),
         expires_at: None,

@@ -62,7 +62,6 @@ mod jwt;
 mod settings;
 
 use crate::domain::instance::Millis;
-use crate::domain::names;
 use crate::domain::secret::Secret;
 use crate::ports::{
     Clock, CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target,
@@ -257,7 +256,7 @@ impl CredentialMechanism for Nats {
         let jwt = user_jwt(
             &admin,
             &key,
-            names::backend_user(&grant.bid),
+            grant.user(),
             seconds(now),
             // Whole seconds, and the server lets the last one pass; 0 would mean "never expires".
             grant.expires_at.map(|at| seconds(at).max(1)),

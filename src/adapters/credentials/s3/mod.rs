@@ -19,7 +19,6 @@ use super::common::{administrator, not_this_bindings, own_handle, within};
 use super::password;
 use super::web::{self, Answer, Base, Request, Web};
 use crate::domain::instance::Millis;
-use crate::domain::names::backend_user;
 use crate::domain::secret::Secret;
 use crate::ports::{
     Clock, CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target,
@@ -315,7 +314,7 @@ impl CredentialMechanism for S3 {
 
     fn generate_user(&self, target: &Target, grant: &Grant, _now: Millis) -> PortResult<NewUser> {
         policy::document(&self.server(target)?.settings.bucket, grant)?;
-        let handle = backend_user(&grant.bid);
+        let handle = grant.user();
         own_handle(&handle)?;
         let secret = Secret::from_pairs([
             ("access_key_id", handle.clone()),
@@ -332,7 +331,7 @@ impl CredentialMechanism for S3 {
         within(CALLS_TIME, async {
             let handle = own_handle(&user.handle)?;
             let secret_key = user.secret.text("secret_access_key");
-            if handle != backend_user(&grant.bid) || secret_key.is_empty() {
+            if handle != grant.user() || secret_key.is_empty() {
                 return Err(not_this_bindings());
             }
             self.server(target)?.issue(grant, handle, secret_key).await
@@ -471,6 +470,7 @@ mod tests {
     fn grant(role: &str) -> Grant {
         Grant {
             bid: names::bid("p", "i", "b"),
+            second: false,
             role: role.to_owned(),
             params: Map::new(),
             expires_at: None,

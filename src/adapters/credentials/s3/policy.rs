@@ -109,6 +109,7 @@ mod tests {
     fn grant(role: &str, params: &Value) -> Grant {
         Grant {
             bid: names::bid("p", "i", "b"),
+            second: false,
             role: role.to_owned(),
             params: params.as_object().unwrap().clone(),
             expires_at: None,

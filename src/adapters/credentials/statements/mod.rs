@@ -346,6 +346,7 @@ mod tests {
     fn grant(limit: &Value) -> Grant {
         Grant {
             bid: names::bid("p", "i", "b"),
+            second: false,
             role: "owner".to_owned(),
             params: Map::from_iter([("limit".to_owned(), limit.clone())]),
             expires_at: Some(1_700_000_000_123),

@@ -40,6 +40,17 @@ fn the_rights_of_a_broker_in_a_shared_namespace() {
 }
 
 #[test]
+fn the_rights_to_put_secrets_into_applications_namespaces() {
+    let settings = KubernetesSettings {
+        secret_namespaces: ["shop".to_owned(), "blog".to_owned()].into(),
+        ..shared()
+    };
+    let all = manifests(&settings, &offerings(), ("osb", "broker"));
+    let text = yaml(&all);
+    insta::assert_snapshot!(text);
+}
+
+#[test]
 fn what_is_printed_reads_back_as_what_was_meant() {
     let all = manifests(&KubernetesSettings::default(), &offerings(), ("osb", "broker"));
     let read: Vec<Value> = serde_saphyr::from_multiple(&yaml(&all)).unwrap();

@@ -161,6 +161,7 @@ fn plan(runs_on: &[&str]) -> Plan {
         updates_to: Vec::new(),
         binding_lifetime: None,
         retain_days: 0,
+        delivery: Vec::new(),
         schemas: Schemas {
             create: schema(),
             update: schema(),
