@@ -20,6 +20,9 @@ mod contract;
 mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
+mod fetch;
+#[path = "../it/fetch/programs.rs"]
+mod fetch_programs;
 mod keycloak;
 mod keycloak_cli;
 mod minio;
