@@ -4,7 +4,7 @@ use crate::own_keycloak::Keycloak as Own;
 use crate::realm::{
     BROKER_SECRET, Place, Realm, binding, claims, fixed, now, post_form, rsa, settle, signed, spec, spec_with,
 };
-use chandler::adapters::keycloak::{BrokerProof, Done, Key, KeycloakSettings, Look, Proof};
+use chandler::adapters::keycloak::{BrokerProof, Done, Key, KeycloakSettings, Look, Plan, Proof};
 use chandler::domain::delivery::ClientAuth;
 use chandler::domain::secret::Secret;
 use chandler::ports::{BindingIdentity, Finding, FoundIdentity, Grade, PortErrorKind};
@@ -12,6 +12,8 @@ use futures::future::join_all;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::mem::ManuallyDrop;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -521,7 +523,7 @@ async fn a_realm_with_people_is_left_alone() {
     let realm = Realm::make().await;
     let person = json!({"username": "ada", "enabled": true});
     assert_eq!(realm.admin("POST", "/users", Some(person)).await.0, 201);
-    let plan = chandler::adapters::keycloak::Plan {
+    let plan = Plan {
         realm: realm.name.clone(),
         ..Realm::plan()
     };
@@ -550,13 +552,11 @@ async fn the_broker_itself_logs_in_with_a_key() {
     // A second process has assertions of its own, and so has every renewal.
     with(&pem).delete(&bound.binding.bid).await.unwrap();
     let stranger = with(&Key::generate().unwrap());
-    assert_eq!(
-        stranger.ensure(&bound).await.unwrap_err().kind,
-        PortErrorKind::Denied
-    );
+    let error = stranger.ensure(&bound).await.unwrap_err();
+    assert!(error.message.contains("does not accept the broker's log-in"));
     let with_secret = realm.keycloak();
     let error = with_secret.ensure(&bound).await.unwrap_err();
-    assert_eq!(error.kind, PortErrorKind::Denied);
+    assert_eq!(error.kind, PortErrorKind::Transient, "an operator can mend it");
     assert!(!format!("{error:?}").contains(BROKER_SECRET));
     let found = with_secret.check(Look::Quick).await;
     assert_eq!(said(&found, "log-in of osb-broker"), Grade::Error);
@@ -590,25 +590,25 @@ async fn what_is_configured_wrongly_is_told() {
     );
 }
 
-#[tokio::test]
-async fn a_restart_in_the_middle_over_tls_loses_and_doubles_nothing() {
-    let mut own = Own::start();
+/// A realm on a server that has only just begun to listen; both go together.
+async fn realm_on(own: &Own, plan: &Plan) -> ManuallyDrop<Realm> {
     let place = Place {
         url: own.url.clone(),
         admin: "admin".into(),
         password: own.password.clone(),
         ca_pem: Some(own.authority.clone()),
     };
-    let plan = Realm::plan();
-    let realm = {
-        // It is not ready when it says so: the operator's tool is tried again, like everything.
-        let operator = place.operator();
-        settle("set up", || operator.apply(&plan, |_| {})).await;
-        std::mem::ManuallyDrop::new(Realm {
-            place,
-            name: plan.realm.clone(),
-        })
-    };
+    // It is not ready when it says so: the operator's tool is tried again, like everything.
+    let operator = place.operator();
+    settle("set up", || operator.apply(plan, |_| {})).await;
+    let name = plan.realm.clone();
+    ManuallyDrop::new(Realm { place, name })
+}
+
+#[tokio::test]
+async fn a_restart_in_the_middle_over_tls_loses_and_doubles_nothing() {
+    let mut own = Own::start(&[]);
+    let realm = realm_on(&own, &Realm::plan()).await;
     let keycloak = realm.keycloak();
     let first = spec(&keycloak, 0);
     keycloak.ensure(&first).await.unwrap();
@@ -667,4 +667,101 @@ async fn a_restart_in_the_middle_over_tls_loses_and_doubles_nothing() {
     drop(own);
     let error = keycloak.delete(&first.binding.bid).await.unwrap_err();
     assert_eq!(error.kind, PortErrorKind::Transient);
+}
+
+/// A namespace with service accounts, on a cluster that shows its keys to everybody; gone with this.
+struct Accounts(String);
+
+fn kubectl(arguments: &[&str]) -> String {
+    let program = std::env::var("CHANDLER_TESTBED_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
+    let done = Command::new(program).args(arguments).output().expect("a kubectl");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{arguments:?}: {said}");
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+impl Accounts {
+    fn new(names: &[&str]) -> Self {
+        let namespace = format!("keycloak-{}", &chandler::app::random_token()[..8]);
+        kubectl(&["create", "namespace", &namespace]);
+        let accounts = Self(namespace);
+        for name in names {
+            kubectl(&["-n", &accounts.0, "create", "serviceaccount", name]);
+        }
+        let role = "--clusterrole=system:service-account-issuer-discovery";
+        let everybody = "--group=system:unauthenticated";
+        kubectl(&["create", "clusterrolebinding", &accounts.0, role, everybody]);
+        accounts
+    }
+
+    fn token(&self, account: &str, audience: &str) -> String {
+        let audience = format!("--audience={audience}");
+        kubectl(&[
+            "-n",
+            &self.0,
+            "create",
+            "token",
+            account,
+            &audience,
+            "--duration=10m",
+        ])
+    }
+}
+
+impl Drop for Accounts {
+    fn drop(&mut self) {
+        kubectl(&["delete", "clusterrolebinding", &self.0, "--wait=false"]);
+        kubectl(&["delete", "namespace", &self.0, "--wait=false"]);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Kubernetes node, and to run in its network"]
+async fn a_pods_token_gets_a_bindings_token() {
+    let accounts = Accounts::new(&["orders", "billing"]);
+    let cluster: Value = serde_json::from_str(&kubectl(&["config", "view", "--raw", "-o", "json"])).unwrap();
+    let authority = &cluster["clusters"][0]["cluster"];
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = dir.path().join("cluster.pem");
+    match authority["certificate-authority-data"].as_str() {
+        Some(data) => std::fs::write(&file, data_encoding::BASE64.decode(data.as_bytes()).unwrap()).unwrap(),
+        None => file = authority["certificate-authority"].as_str().unwrap().into(),
+    }
+    let own = Own::start(&[format!("--truststore-paths={}", file.display())]);
+    let told = kubectl(&["get", "--raw", "/.well-known/openid-configuration"]);
+    let issuer = serde_json::from_str::<Value>(&told).unwrap()["issuer"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut plan = Realm::plan();
+    plan.kubernetes = Some(("cluster".into(), issuer));
+    let realm = realm_on(&own, &plan).await;
+    let keycloak = Realm::keycloak_with(KeycloakSettings {
+        kubernetes_provider: Some("cluster".into()),
+        ..realm.settings()
+    });
+    let account = |name: &str| ClientAuth::Kubernetes {
+        namespace: accounts.0.clone(),
+        service_account: name.into(),
+    };
+    let bound = spec_with(&keycloak, 1, account("orders"));
+    keycloak.ensure(&bound).await.unwrap();
+    let audience = keycloak.coordinates(&bound.binding, &bound.auth)["assertion_audience"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let (status, answer) = realm.assert(&accounts.token("orders", &audience)).await;
+    assert_eq!(status, 200, "{answer}");
+    exactly_this_bindings(&realm, 1, &answer);
+    for (what, token) in [
+        ("another account", accounts.token("billing", &audience)),
+        (
+            "another audience",
+            accounts.token("orders", "https://another.example.com"),
+        ),
+    ] {
+        assert_ne!(realm.assert(&token).await.0, 200, "{what}");
+    }
+    keycloak.disable(&bound.binding.bid).await.unwrap();
+    assert_eq!(realm.assert(&accounts.token("orders", &audience)).await.0, 401);
 }

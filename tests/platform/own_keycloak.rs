@@ -21,13 +21,14 @@ pub struct Keycloak {
     pub password: String,
     ports: [u16; 2],
     home: PathBuf,
+    options: Vec<String>,
     child: Option<Child>,
     dir: TempDir,
 }
 
 impl Keycloak {
     /// Starts one and returns as soon as it listens, which is before it is ready.
-    pub fn start() -> Self {
+    pub fn start(options: &[String]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("chandler-keycloak-")
             .tempdir()
@@ -50,6 +51,7 @@ impl Keycloak {
             password: "a-password-for-tests".into(),
             ports,
             home,
+            options: options.to_vec(),
             child: None,
             dir,
         };
@@ -71,6 +73,7 @@ impl Keycloak {
             .arg(format!("--http-management-port={}", self.ports[1]))
             .arg(format!("--https-certificate-file={}", file("tls.crt")))
             .arg(format!("--https-certificate-key-file={}", file("tls.key")))
+            .args(&self.options)
             .env("KC_BOOTSTRAP_ADMIN_USERNAME", "admin")
             .env("KC_BOOTSTRAP_ADMIN_PASSWORD", &self.password)
             .env("JAVA_OPTS_KC_HEAP", "-Xms128m -Xmx512m");

@@ -87,6 +87,9 @@ impl Vault {
         let mut request = web(None)
             .request(method.parse().unwrap(), format!("{}/v1/{path}", self.address))
             .header("x-vault-request", "true");
+        if method == "PATCH" {
+            request = request.header("content-type", "application/merge-patch+json");
+        }
         if !token.is_empty() {
             request = request.header("x-vault-token", token);
         }

@@ -2,7 +2,7 @@
 
 use super::http::{Answer, Body, Http, encoded};
 use super::token::{LogIn, Token, Tokens};
-use crate::ports::PortResult;
+use crate::ports::{PortError, PortErrorKind, PortResult};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ impl Admin {
         &self.http
     }
 
-    /// The present token.
+    /// The present token; a log-in that is refused is [`PortErrorKind::Denied`] here alone.
     pub async fn token(&self) -> PortResult<Token> {
         self.tokens.get(&self.http, None).await
     }
@@ -38,13 +38,14 @@ impl Admin {
     /// One call to `path` with its query, which starts with `/admin/`; any status is an answer.
     pub async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> PortResult<Answer> {
         let body = body.map_or(Body::Nothing, Body::Json);
-        let token = self.token().await?;
+        let token = self.tokens.get(&self.http, None).await.map_err(waiting)?;
         let answer = self.send(method, path, body, &token).await?;
         if answer.status != 401 {
             return Ok(answer);
         }
         // Ended early: the server lost its keys, or its clock was set.
-        let token = self.tokens.get(&self.http, Some(token.number)).await?;
+        let refused = Some(token.number);
+        let token = self.tokens.get(&self.http, refused).await.map_err(waiting)?;
         self.send(method, path, body, &token).await
     }
 
@@ -53,6 +54,14 @@ impl Admin {
             .send(method, path, Some(token.text.expose_secret()), body)
             .await
     }
+}
+
+/// The broker's own log-in is an operator's to mend, without a restart: until then operations wait, none of them is wrong.
+fn waiting(mut error: PortError) -> PortError {
+    if error.kind == PortErrorKind::Denied {
+        error.kind = PortErrorKind::Transient;
+    }
+    error
 }
 
 /// The path of a realm in the administration.

@@ -185,10 +185,15 @@ impl Tokens {
             // Keycloak gives one and the same reason several statuses and names: none of them passes by itself.
             400..=404 => {
                 let detail = answer.refused("log in", &[kept.expose_secret()]).detail;
-                Err(PortError::denied(
-                    "The identity provider does not accept the broker's log-in; tell the broker's operator.",
-                )
-                .with_detail(detail))
+                let message = match self.log_in {
+                    LogIn::Client { .. } => {
+                        "The identity provider does not accept the broker's log-in; tell the broker's operator."
+                    }
+                    LogIn::Person { .. } | LogIn::Token(_) => {
+                        "Keycloak does not accept this name and password."
+                    }
+                };
+                Err(PortError::denied(message).with_detail(detail))
             }
             _ => Err(answer.refused("log in", &[kept.expose_secret()])),
         }

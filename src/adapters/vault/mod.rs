@@ -1,7 +1,7 @@
 //! Vault and OpenBao: where applications fetch their bindings' secrets, and where the broker keeps those of instances.
 //!
 //! An own client of some fifteen calls that both servers have. What must stay true: no secret gets into an error, a log or
-//! `Debug`; every call is bounded in time and size; the broker's rights are those in [`policy`] and no more, so `bindings`
+//! `Debug`; every call is bounded in time and size; the broker's rights are those in `policy` and no more, so `bindings`
 //! never reads what it wrote.
 
 mod bindings;

@@ -1,8 +1,6 @@
 //! S: synchronous and asynchronous answers, and what goes on side by side.
 
-use super::common::{
-    binding, by_hand, delete, everything, flagged, instance, merged, provision, state_of, told,
-};
+use super::common::{binding, by_hand, delete, everything, flagged, instance, merged, provision, state_of};
 use crate::support::broker::{Choices, TestBroker};
 use crate::support::catalog::{self, ALPHA, MEDIUM, ids};
 use crate::support::world::{Effect, When};

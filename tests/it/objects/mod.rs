@@ -15,7 +15,7 @@ use chandler::domain::catalog::{Catalog, KINDS, KnownMechanisms, Mechanisms, Off
 use chandler::domain::manifest::{self, Desired, KUBERNETES};
 use chandler::domain::params;
 use chandler::domain::secret::Secret;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::sync::LazyLock;
 
 pub const IID: &str = "abcdefghijklmnopqrstuvwxyz";
