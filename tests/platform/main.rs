@@ -22,6 +22,7 @@ mod couchdb;
 mod couchdb_client;
 mod keycloak;
 mod keycloak_cli;
+mod keycloak_setup;
 mod minio;
 mod mission;
 mod own_keycloak;
