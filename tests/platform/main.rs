@@ -25,6 +25,7 @@ mod fetch;
 mod fetch_programs;
 mod keycloak;
 mod keycloak_cli;
+mod keycloak_setup;
 mod minio;
 mod mission;
 mod own_keycloak;

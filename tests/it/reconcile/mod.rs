@@ -473,7 +473,7 @@ async fn users_of_a_rotated_binding_are_told_apart() {
     assert_eq!((kinds(&found), report.left), (vec![Kind::UserEnded], 0));
     assert_eq!(
         scene.broker.world.users(),
-        [binding.handle.clone()],
+        std::slice::from_ref(&binding.handle),
         "and the binding stays valid"
     );
     scene.agrees().await;
