@@ -2,7 +2,7 @@
 
 use super::binding_steps::first;
 use super::bindings::PATIENCE;
-use super::{Engine, millis};
+use super::{Engine, millis, rotation_steps};
 use crate::domain::audit::{Action, Cause, Event};
 use crate::domain::binding::{Binding, UserState};
 use crate::domain::decide::{self, RotateDecision};
@@ -35,7 +35,14 @@ impl Engine {
         let request = Arc::new(request);
         let step = {
             let engine = self.clone();
-            move |binding: &Binding| first(&engine, OperationKind::Rotate, binding.delivery)
+            move |binding: &Binding| {
+                if rotation_steps::is_shown_somewhere(&engine, binding.delivery) {
+                    return Ok(first(&engine, OperationKind::Rotate, binding.delivery));
+                }
+                Err(Error::conflict(
+                    "What applications fetch this binding's credentials from is not configured at this broker (any more). Tell its operator.",
+                ))
+            }
         };
         let (id, bid) = self
             .store
@@ -56,6 +63,7 @@ impl Engine {
                         return Err(Error::internal("a rotation was decided on nothing").into());
                     };
                     let (on, binding) = (on.instance, found.binding);
+                    let begins = step(&binding)?;
                     let asked =
                         Event::asked(&asking, Action::Rotate, &on.instance_id, &binding.binding_id, now);
                     tx.audit(asked.by(&operation_id));
@@ -67,7 +75,7 @@ impl Engine {
                         iid,
                         bid: Some(bid.clone()),
                         target: None,
-                        step: step(&binding),
+                        step: begins,
                         description: "Accepted.",
                         now,
                         deadline_at: now + PATIENCE,
