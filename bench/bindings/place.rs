@@ -124,11 +124,10 @@ impl Servers {
             format!("sys/mounts/{name}-int"),
             format!("sys/auth/{name}-jwt"),
             format!("sys/auth/{name}-approle"),
+            format!("sys/policies/acl/{name}-binding"),
+            format!("sys/policies/acl/{name}-broker"),
         ] {
             self.vault("DELETE", &path, None)?;
-        }
-        for policy in self.policies(name)? {
-            self.vault("DELETE", &format!("sys/policies/acl/{policy}"), None)?;
         }
         let (status, told) = self.realm("DELETE", name)?;
         if !matches!(status, 204 | 404) {
@@ -137,15 +136,9 @@ impl Servers {
         Ok(())
     }
 
-    /// The policies that were made for these mounts: their names hold the mount's.
-    fn policies(&self, name: &str) -> Result<Vec<String>> {
-        let (_, listed) = self.vault("GET", "sys/policies/acl?list=true", None)?;
-        let keys = listed["data"]["keys"].as_array().cloned().unwrap_or_default();
-        let names = keys.iter().filter_map(Value::as_str);
-        Ok(names
-            .filter(|policy| policy.contains(name))
-            .map(str::to_owned)
-            .collect())
+    /// The operator's token of the vault.
+    pub fn operator(&self) -> &str {
+        &self.vault_token
     }
 }
 

@@ -154,16 +154,12 @@ async fn one(
         bail!("a session of before goes on");
     }
     let destroyed = fetched.path.replacen("/data/", "/metadata/", 1);
-    let kept = place_read(place, &web, &destroyed).await?;
+    let operator = place.servers.operator();
+    let (kept, _) = ask_vault(&web, address, operator, ("GET", &destroyed), None).await?;
     if kept != 404 {
         bail!("the vault still has the secret: {kept}");
     }
     Ok([token, log_in, secret])
-}
-
-async fn place_read(place: &Place, web: &reqwest::Client, path: &str) -> Result<u16> {
-    let (status, _) = ask_vault(web, &place.servers.vault, place.servers.operator(), ("GET", path), None).await?;
-    Ok(status)
 }
 
 /// Tries until it is refused; the seconds since `began`.
