@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use chandler::domain::names::{CLIENT_PREFIX, LEN, backend_user};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::json;
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -160,7 +161,7 @@ impl Many {
     /// Rows like the first binding's, in the broker's database, while no broker runs.
     async fn rows(&self, place: &Place, numbers: Range<u64>) -> Result<()> {
         let url = format!("sqlite://{}", database(&place.dir).display());
-        let mut connection = url.parse::<sqlx::any::AnyConnectOptions>()?.connect().await?;
+        let mut connection = url.parse::<SqliteConnectOptions>()?.connect().await?;
         let mut transaction = connection.begin().await?;
         for (n, bid) in numbers.clone().zip(self.some(numbers)?) {
             sqlx::query(
