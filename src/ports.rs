@@ -393,7 +393,9 @@ pub mod secret_name {
 
     /// Whether a name is a binding's, of whatever instance.
     pub fn is_binding(name: &str) -> bool {
-        name.split('/').nth(1) == Some("b")
+        name.split('/')
+            .nth(1)
+            .is_some_and(|kind| !kind.is_empty() && !OF_INSTANCE.contains(&kind))
     }
 }
 

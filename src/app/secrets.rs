@@ -49,6 +49,9 @@ impl SecretStore for RoutedSecrets {
 
     async fn list(&self, prefix: &str) -> PortResult<Vec<String>> {
         let mut names = self.sealed.list(prefix).await?;
+        if secret_name::is_binding(prefix) {
+            return Ok(names);
+        }
         names.extend(self.vault.list(prefix).await?);
         names.sort_unstable();
         names.dedup();

@@ -138,9 +138,12 @@ struct From {
     allow_plaintext: bool,
 }
 
-/// Ends with 0 when done, 2 when something given is wrong, 3 when Keycloak refuses, 4 when Vault does, 5 when one of them
-/// does not answer in time, 6 when the credentials cannot be handed over.
+/// The arguments of `chandler fetch`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 done; 2 something given is wrong; 3 Keycloak refuses; 4 Vault refuses; 5 one of them \
+does not answer in time; 6 the credentials cannot be handed over."
+)]
 pub(super) struct FetchArgs {
     #[command(flatten)]
     from: From,

@@ -240,7 +240,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Doctor(place) => doctor::run(&place).await,
         Command::Bootstrap(command) => bootstrap::run(command).await,
-        Command::Fetch(args) => fetch::run(*args).await,
+        Command::Fetch(args) => Box::pin(fetch::run(*args)).await,
         Command::Probe(args) => probe::run(args).await,
         Command::Rbac(args) => rbac::run(&args),
         Command::Generate { dir } => generate(&dir),

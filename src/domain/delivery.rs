@@ -100,6 +100,10 @@ impl BindingRef {
 }
 
 /// What of all this a platform may have here.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four independent facts about what is configured"
+)]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ways {
     /// Ways it may use, its usual one first.

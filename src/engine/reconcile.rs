@@ -4,6 +4,7 @@
 //! What must stay true: it holds a page at a time (of users: the names on eight servers) and asks the rows about a page at
 //! once, so its memory does not grow with the number of bindings. The world is read before the rows, and rows are written before anything is made outside, so
 //! nothing that is just being made is taken for a left-over; what changed since it began is left to the next time.
+//! What is put back is put back in the order in which a bind lets in: the user, the secret, the client last.
 //! By itself it takes nothing away: what a row proves ended is revoked when an operator asks for repair, what no row
 //! knows only when he asks for removal (ADR 0013).
 
@@ -106,10 +107,13 @@ impl Reconciler {
             tell,
         };
         walk.looked_at(&[Kind::Unread]);
-        let clients = walk.clients().await?;
-        let secrets = walk.secrets().await?;
-        walk.valid(clients.as_ref(), secrets.as_ref()).await?;
         walk.users().await?;
+        if let Some(seen) = walk.secrets().await? {
+            walk.missing(Source::Vault, &seen).await?;
+        }
+        if let Some(seen) = walk.clients().await? {
+            walk.missing(Source::Identity, &seen).await?;
+        }
         Ok(walk.report)
     }
 }
@@ -121,6 +125,13 @@ struct Walk<'a> {
     began: Millis,
     report: Report,
     tell: &'a mut (dyn FnMut(&Finding) + Send + Sync),
+}
+
+/// Where bindings are known, beside their servers.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Vault,
+    Identity,
 }
 
 /// The users of one server.
@@ -258,8 +269,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Every valid binding, against the clients and secrets that were seen.
-    async fn valid(&mut self, clients: Option<&Seen>, secrets: Option<&Seen>) -> Result<(), Fail> {
+    /// Every valid binding, against what was seen.
+    async fn missing(&mut self, source: Source, seen: &Seen) -> Result<(), Fail> {
         let mut after = String::new();
         loop {
             let page = self.valid_page(&mut after, None).await?;
@@ -267,17 +278,16 @@ impl Walk<'_> {
                 return Ok(());
             }
             for known in page {
-                self.report.looked_at[3] += 1;
-                if standing(Some(&known), self.began) != Standing::Valid {
-                    continue;
-                }
                 let binding = &known.binding;
                 let (in_vault, has_client) = outside::has(self.engine, binding.delivery);
-                if has_client && clients.is_some_and(|seen| !seen.holds(&binding.bid)) {
-                    self.client_missing(binding).await?;
+                let there = seen.holds(&binding.bid);
+                if there || standing(Some(&known), self.began) != Standing::Valid {
+                    continue;
                 }
-                if in_vault && secrets.is_some_and(|seen| !seen.holds(&binding.bid)) {
-                    self.secret_missing(binding).await?;
+                match source {
+                    Source::Vault if in_vault => self.secret_missing(binding).await?,
+                    Source::Identity if has_client => self.client_missing(binding).await?,
+                    _ => {}
                 }
             }
         }

@@ -121,11 +121,7 @@ async fn next_generation(engine: &Engine, binding: &Binding) -> PortResult<u32> 
     }
 }
 
-/// Which generation the vault has; none where this binding is not in a vault.
-#[expect(
-    clippy::option_option,
-    reason = "\"no vault\" and \"nothing in the vault\" are two answers"
-)]
+/// Which generation the vault has; none where this binding is not in a vault, and none within where nothing is in it.
 async fn published(engine: &Engine, binding: &Binding) -> PortResult<Option<Option<u32>>> {
     match &engine.ports.vault {
         Some(vault) if outside::publishes(engine, binding.delivery) => {

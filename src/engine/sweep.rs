@@ -376,9 +376,8 @@ impl Sweeper {
         Ok(match kind {
             // Handed over: whoever made it once more came too late.
             Some("b") => over || (ready && binding.delivery != Delivery::Inline),
-            Some("v") => over,
             Some("n") if ready => !self.is_next(bid, rest).await?,
-            Some("n") => over,
+            Some("v" | "n") => over,
             _ => false,
         })
     }

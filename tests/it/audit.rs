@@ -530,11 +530,10 @@ async fn a_worker_that_dies_leaves_one_beginning_and_one_end(url: String) {
         let runner = Runner::new(broker.engine.clone());
         let dying = tokio::spawn(async move { runner.run_due().await });
         broker.world.hung.notified().await;
-        // A second worker takes over; the first lives on, and is nobody.
-        broker.engine.store().expire_leases().await.unwrap();
-        broker.run_until_idle().await;
         dying.abort();
         let _ = dying.await;
+        broker.engine.store().expire_leases().await.unwrap();
+        broker.run_until_idle().await;
         let of_this: Vec<_> = told(&broker)
             .await
             .into_iter()

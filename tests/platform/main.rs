@@ -20,8 +20,12 @@ mod contract;
 mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
+mod fetch;
+#[path = "../it/fetch/programs.rs"]
+mod fetch_programs;
 mod keycloak;
 mod keycloak_cli;
+mod keycloak_setup;
 mod minio;
 mod mission;
 mod own_keycloak;

@@ -8,7 +8,7 @@ use chandler::app::SystemClock;
 use chandler::domain::delivery::{BindingRef, ClientAuth};
 use chandler::domain::names;
 use chandler::domain::secret::Secret;
-use chandler::ports::{BindingIdentity, IdentitySpec, PortErrorKind, PortResult};
+use chandler::ports::{BindingIdentity, Finding, Grade, IdentitySpec, PortErrorKind, PortResult};
 use data_encoding::BASE64URL_NOPAD;
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -344,4 +344,17 @@ fn pem_of(der: &[u8]) -> String {
 pub fn now() -> i64 {
     use chandler::ports::Clock;
     SystemClock.now() / 1000
+}
+
+/// The worst that a look found.
+pub fn worst(found: &[Finding]) -> Grade {
+    found.iter().map(|finding| finding.grade).max().unwrap()
+}
+
+/// How bad the one finding is that says this.
+pub fn said(found: &[Finding], what: &str) -> Grade {
+    let matching = found.iter().find(|finding| finding.text.contains(what));
+    matching
+        .unwrap_or_else(|| panic!("nothing says {what:?}: {found:#?}"))
+        .grade
 }

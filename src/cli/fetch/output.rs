@@ -267,7 +267,7 @@ mod tests {
     use serde_json::json;
     use std::os::unix::fs::PermissionsExt;
 
-    fn secret(value: Value) -> Secret {
+    fn secret(value: &Value) -> Secret {
         Secret::new(value.as_object().unwrap().clone())
     }
 
@@ -288,7 +288,7 @@ mod tests {
             "tls": false, "servers": ["a", "b"], "lines": "a\nb", "empty": "",
         });
         let prefixed = Output::new(Shape::Env, Some(file.clone()), "DB_".to_owned(), Vec::new()).unwrap();
-        prefixed.write(&secret(values)).unwrap();
+        prefixed.write(&secret(&values)).unwrap();
         assert_eq!(mode(&file), 0o600);
         let script = "set -eu; set -a; . \"$1\"; printf '%s|' \"$DB_URI\" \"$DB_PASS_WORD\" \"$DB_PORT\" \"$DB_TLS\" \
                       \"$DB_SERVERS\" \"$DB_LINES\" \"$DB_EMPTY\"";
@@ -309,14 +309,14 @@ mod tests {
         let file = dir.path().join("env");
         for entry in ["path", "ld_preload", "ld-library-path", "9lives", "bash.env"] {
             let failure = output(Shape::Env, &file)
-                .write(&secret(json!({entry: "hunter2"})))
+                .write(&secret(&json!({entry: "hunter2"})))
                 .unwrap_err();
             assert_eq!(failure.code, Code::Output);
             assert!(failure.message.contains(entry) && !failure.message.contains("hunter2"));
             assert!(!file.exists());
         }
         let failure = output(Shape::Env, &file)
-            .write(&secret(json!({"a-b": "x", "a.b": "y"})))
+            .write(&secret(&json!({"a-b": "x", "a.b": "y"})))
             .unwrap_err();
         assert!(failure.message.contains("A_B"), "{}", failure.message);
     }
@@ -329,7 +329,7 @@ mod tests {
             // What a run that was killed left.
             fs::write(dir.path().join(".binding.json.new"), "half").unwrap();
             output(Shape::Json, &file)
-                .write(&secret(json!({"n": n})))
+                .write(&secret(&json!({"n": n})))
                 .unwrap();
             let read: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
             assert_eq!(read, json!({"n": n}));
@@ -346,7 +346,7 @@ mod tests {
         let tree = dir.path().join("binding");
         let read = |name: &str| fs::read_to_string(tree.join(name)).ok();
         output(Shape::Files, &tree)
-            .write(&secret(json!({"username": "a", "old": 1})))
+            .write(&secret(&json!({"username": "a", "old": 1})))
             .unwrap();
         let first = fs::read_link(tree.join(DATA)).unwrap();
         let held = fs::canonicalize(tree.join(DATA)).unwrap();
@@ -355,7 +355,7 @@ mod tests {
             (Some("a".into()), Some("1".into()))
         );
         output(Shape::Files, &tree)
-            .write(&secret(json!({"username": "b", "list": [1]})))
+            .write(&secret(&json!({"username": "b", "list": [1]})))
             .unwrap();
         assert_ne!(fs::read_link(tree.join(DATA)).unwrap(), first);
         assert_eq!(
@@ -381,7 +381,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("username"), "mine").unwrap();
         let failure = output(Shape::Files, dir.path())
-            .write(&secret(json!({"username": "x"})))
+            .write(&secret(&json!({"username": "x"})))
             .unwrap_err();
         assert!(failure.message.contains("not ours"), "{}", failure.message);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -389,7 +389,7 @@ mod tests {
             let tree = dir.path().join("tree");
             assert!(
                 output(Shape::Files, &tree)
-                    .write(&secret(json!({name: "x"})))
+                    .write(&secret(&json!({name: "x"})))
                     .is_err(),
                 "{name}"
             );
@@ -415,7 +415,7 @@ mod tests {
             vec!["/absent/program".to_owned()],
         )
         .unwrap();
-        let failure = absent.write(&secret(json!({"a": "hunter2"}))).unwrap_err();
+        let failure = absent.write(&secret(&json!({"a": "hunter2"}))).unwrap_err();
         assert!(failure.code == Code::Output && !failure.message.contains("hunter2"));
     }
 }

@@ -20,6 +20,15 @@ fn asked(parameters: Value) -> Map<String, Value> {
     serde_json::from_value(parameters).unwrap()
 }
 
+/// What a platform may, what a plan says, what the platform names, the parameters, and what comes of it.
+type Row<'a> = (
+    &'a Ways,
+    &'a [Delivery],
+    Option<Delivery>,
+    Value,
+    Option<Delivery>,
+);
+
 #[test]
 fn the_parameter_wins_then_the_plan_then_the_platform() {
     let all = ways(&[Reference, Inline, Secret]);
@@ -33,7 +42,7 @@ fn the_parameter_wins_then_the_plan_then_the_platform() {
         namespaces: Vec::new(),
         ..ways(&[Secret, Inline])
     };
-    let table: [(&Ways, &[Delivery], Option<Delivery>, Value, Option<Delivery>); 13] = [
+    let table: [Row<'_>; 13] = [
         (&all, &[], None, json!({}), Some(Reference)),
         (&all, &[], None, json!({"delivery": "inline"}), Some(Inline)),
         (&all, &[Secret, Inline], None, json!({}), Some(Secret)),

@@ -159,8 +159,8 @@ pub struct Report {
     pub found: BTreeMap<Kind, u64>,
     /// Findings that were not dealt with.
     pub left: u64,
-    /// Clients, secrets, users and valid bindings that were looked at.
-    pub looked_at: [u64; 4],
+    /// Clients, secrets and users that were looked at.
+    pub looked_at: [u64; 3],
     /// Pages that were read, of the world and of the rows.
     pub pages: u64,
     /// Times the rows were asked about a page of the world.

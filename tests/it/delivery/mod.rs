@@ -1,6 +1,7 @@
 //! Bindings whose credentials lie in a vault, in a namespace or in the answer: what is answered, what is where, and that
 //! every step of the way in, the way out and a rotation may fail, lose its answer or kill its worker.
 
+mod agreement;
 mod answers;
 mod choices;
 mod matrix;

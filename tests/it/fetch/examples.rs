@@ -1,42 +1,22 @@
-//! The examples of `examples/fetch`, run as they are written where this machine has what they are written in. The one for
-//! Spring is a build of its own: `tests/platform/fetch.rs`.
+//! The examples of `examples/fetch`, run as they are written. The one for Spring is a build of its own:
+//! `tests/platform/fetch.rs`.
 
 use super::Place;
 use super::fake::secret;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-
-fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("examples/fetch")
-        .join(name)
-}
-
-/// Whether a program is here; said loudly when it is not.
-fn have(program: &str) -> bool {
-    let there = Command::new("sh")
-        .args(["-c", "command -v \"$1\"", "sh", program])
-        .stdout(Stdio::null())
-        .status()
-        .unwrap()
-        .success();
-    if !there {
-        eprintln!("NOT RUN: this machine has no {program}, so its example was not tried");
-    }
-    there
-}
+use super::programs::{self, Program};
+use std::process::Stdio;
 
 /// Runs an example for two versions of a secret, and once when Vault refuses.
-fn works(mut command: impl FnMut() -> Command) {
+fn works(program: Option<Program>) {
+    let Some(program) = program else { return };
     let place = Place::new();
-    let mut run = |place: &Place| {
-        let output = command()
-            .env("BINDING", place.path("binding.json"))
-            .env_remove("http_proxy")
-            .env_remove("HTTP_PROXY")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+    let run = |place: &Place| {
+        let mut command = program();
+        command.env("BINDING", place.path("binding.json"));
+        for proxy in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         super::quiet(&output.stderr);
         (
@@ -65,52 +45,20 @@ fn works(mut command: impl FnMut() -> Command) {
 
 #[test]
 fn the_one_for_a_shell() {
-    if have("jq") && have("curl") {
-        works(|| Command::new(file("shell/fetch.sh")));
-    }
+    works(programs::shell());
 }
 
 #[test]
 fn the_one_for_python() {
-    if have("python3") {
-        works(|| {
-            let mut command = Command::new("python3");
-            command.arg(file("python/fetch.py"));
-            command
-        });
-    }
+    works(programs::python());
 }
 
 #[test]
 fn the_one_for_node() {
-    if have("node") {
-        works(|| {
-            let mut command = Command::new("node");
-            command.arg(file("node/fetch.mjs"));
-            command
-        });
-    }
+    works(programs::node());
 }
 
 #[test]
 fn the_one_for_go() {
-    if have("go") {
-        let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("fetch");
-        let built = Command::new("go")
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg(file("go/main.go"))
-            .env("GOFLAGS", "-mod=mod")
-            .env("GOPROXY", "off")
-            .env("CGO_ENABLED", "0")
-            .output()
-            .unwrap();
-        assert!(
-            built.status.success(),
-            "{}",
-            String::from_utf8_lossy(&built.stderr)
-        );
-        works(|| Command::new(&program));
-    }
+    works(programs::go());
 }

@@ -284,7 +284,8 @@ impl State {
 
     fn read(&self, request: &HttpRequest) -> (u16, Value) {
         let until = self.tokens.get(header(request, "x-vault-token"));
-        if !until.is_some_and(|until| *until > Instant::now()) || !self.in_namespace(request) {
+        let ended = until.is_none_or(|until| *until <= Instant::now());
+        if ended || !self.in_namespace(request) {
             return errors(403, "permission denied");
         }
         let Some(version) = self.version else {

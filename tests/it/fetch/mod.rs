@@ -3,6 +3,7 @@
 
 mod examples;
 mod fake;
+mod programs;
 
 use fake::{Ask, CLIENT, Client, DATA_PATH, Fake, SECRET, secret};
 use nix::sys::signal::{Signal, kill};

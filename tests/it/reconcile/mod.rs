@@ -473,7 +473,7 @@ async fn users_of_a_rotated_binding_are_told_apart() {
     assert_eq!((kinds(&found), report.left), (vec![Kind::UserEnded], 0));
     assert_eq!(
         scene.broker.world.users(),
-        [binding.handle.clone()],
+        std::slice::from_ref(&binding.handle),
         "and the binding stays valid"
     );
     scene.agrees().await;
@@ -589,7 +589,7 @@ async fn ten_thousand_bindings_a_page_at_a_time() {
     let (found, report) = scene.compare(Mend::default()).await;
     assert_eq!((found, report.left), (Vec::new(), 0));
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
-    assert_eq!(report.looked_at, [MANY as u64; 4]);
+    assert_eq!(report.looked_at, [MANY as u64; 3]);
     assert!(report.most_held <= 200, "{}", report.most_held);
     let served = scene.outside.pages.load(Ordering::SeqCst);
     assert!(served <= 2 * (MANY / SERVED + 1), "{served} pages");
@@ -598,11 +598,11 @@ async fn ten_thousand_bindings_a_page_at_a_time() {
         0,
         "nothing was asked about a single binding"
     );
-    // Each page of the world is one question; users come in pages of 200, bindings are read twice in such pages.
+    // Each page of the world is one question; users come in pages of 200, bindings are read three times in such pages.
     let lookups = report.lookups as usize;
     assert!(lookups <= served + MANY / 200 + 1, "{lookups} lookups");
     assert!(
-        report.pages as usize <= served + 2 * (MANY / 200 + 1) + 1,
+        report.pages as usize <= served + 3 * (MANY / 200 + 1) + 1,
         "{} pages",
         report.pages
     );

@@ -34,6 +34,9 @@ impl Clock for FakeClock {
     }
 }
 
+/// How often the queue is looked at without a signal.
+const POLL: Duration = Duration::from_millis(1);
+
 /// What a test may choose.
 pub struct Choices {
     pub engine: Settings,
@@ -50,6 +53,8 @@ impl Default for Choices {
             engine: Settings {
                 owner: "test".into(),
                 async_grace: Duration::ZERO,
+                // Nobody polls here, but a worker that cannot get through steps back for two of these.
+                poll: POLL,
                 sync_wait: Duration::from_secs(5),
                 ..Settings::default()
             },
@@ -231,8 +236,10 @@ impl TestBroker {
                     if due > now {
                         self.clock.0.store(due, Ordering::SeqCst);
                     } else {
-                        // Leased by a request that runs its own operation: it ends in a moment.
+                        // Leased by a request that runs its own operation: it ends in a moment. Or stepped back
+                        // from by the only worker there is: it takes it up a little later.
                         tokio::time::sleep(Duration::from_millis(2)).await;
+                        self.advance(2 * POLL);
                     }
                 }
                 (_, None) => {}

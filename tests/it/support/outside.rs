@@ -30,6 +30,8 @@ pub struct Client {
 /// A secret in the vault, with every version it had.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
+    /// Where it is.
+    pub place: Option<BindingRef>,
     pub versions: Vec<Map<String, Value>>,
     pub notes: BTreeMap<String, String>,
     pub expires_at: Option<Millis>,
@@ -247,6 +249,7 @@ impl BindingVault for FakeVault {
                 entry.versions.push(data.expose().clone());
                 entry.notes = notes.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
                 entry.expires_at = expires_at;
+                entry.place = Some(binding.clone());
                 kept.insert(binding.bid.clone(), entry);
             } else if there > wanted {
                 return Err(PortError::new(PortErrorKind::Conflict, "a newer one is there"));
@@ -283,8 +286,9 @@ impl BindingVault for FakeVault {
     }
 
     async fn page(&self, _: Option<&str>) -> PortResult<Page<BindingRef>> {
+        let kept = self.0.around.kept.lock().unwrap();
         Ok(Page {
-            items: Vec::new(),
+            items: kept.values().filter_map(|kept| kept.place.clone()).collect(),
             next: None,
         })
     }
@@ -322,9 +326,11 @@ impl SecretProjection for FakeProjection {
         let key = (place.namespace.clone(), place.name.clone());
         {
             let mut projected = self.0.around.projected.lock().unwrap();
-            let own = |there: &Projected| there.owner.as_ref() == Some(&binding.bid);
-            if projected.get(&key).is_some_and(own) {
-                projected.remove(&key);
+            match projected.get(&key) {
+                Some(there) if there.owner.as_ref() != Some(&binding.bid) => {
+                    return Err(PortError::denied("A Secret of this name is somebody else's."));
+                }
+                _ => drop(projected.remove(&key)),
             }
         }
         self.0.strike("unproject", When::After).await

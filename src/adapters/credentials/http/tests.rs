@@ -43,8 +43,11 @@ fn grant() -> Grant {
     }
 }
 
-/// The path, headers and body that the step `issue` becomes.
-fn filled(issue: &Value) -> PortResult<(String, Vec<(String, String)>, Option<Value>)> {
+/// A step filled in: its path, headers and body.
+type Filled = (String, Vec<(String, String)>, Option<Value>);
+
+/// What the step `issue` becomes.
+fn filled(issue: &Value) -> PortResult<Filled> {
     let target = target(issue);
     let settings = Settings::of(&target)?;
     let user = Http::new().generate_user(&target, &grant(), 0)?;
