@@ -32,8 +32,7 @@ run: deps ## Serve on http://127.0.0.1:8080 until stopped (ARGS="--port 9090")
 	cargo run --release -- dev $(ARGS)
 
 test: deps ## Run all tests (ARGS="--lib config" for some)
-	cargo test --locked $(ARGS)
-	$(if $(ARGS),,scripts/api-check.sh)
+	$(if $(ARGS),cargo test --locked $(ARGS),scripts/test.sh)
 
 test-real: deps ## Test with real pods on a Kubernetes node, and on MinIO, Cassandra, CouchDB (root)
 	@scripts/test-real.sh $(ARGS)

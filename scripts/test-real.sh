@@ -54,8 +54,9 @@ export VAULT_BIN=$vault/vault VAULT_PLUGINS=$vault/plugins
 on_the_node "$@"
 if [ $# = 0 ]; then
   # The program the tests ran, not one built with optimisation: that would take minutes more and test the same.
-  target=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)
-  CHANDLER=$target/debug/chandler tests/testbed/chart
+  CHANDLER=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/debug/chandler
+  export CHANDLER
+  tests/testbed/chart
 fi
 
 # Somebody else may use a testbed that ran before.
@@ -80,3 +81,5 @@ exports=$(tests/testbed/up keycloak vault)
 eval "$exports"
 run platform
 run platform -- --ignored keycloak::
+# The whole sentence with pods; `platform` has it with a local server.
+scripts/demo-platform.sh

@@ -507,7 +507,7 @@ pub trait SecretProjection: Send + Sync {
         credentials: &Secret,
     ) -> PortResult<()>;
 
-    /// Removes the Secret if it is the binding's; an absent one is success, somebody else's is [`PortErrorKind::Denied`].
+    /// Removes the Secret if it is the binding's; an absent one is success, and so is somebody else's, which is left alone.
     async fn remove(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<()>;
 }
 

@@ -272,7 +272,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// What the hash is made of: after [`FORM`] every member in a fixed order as `<bytes>:<text>,`, an absent one as `~,`.
+    /// What the hash is made of: after the name of the form every member in a fixed order as `<bytes>:<text>,`, an absent one as `~,`.
     pub fn canonical(&self) -> String {
         let event = &self.event;
         let (seq, at) = (self.seq.to_string(), event.at.to_string());

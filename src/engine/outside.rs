@@ -11,7 +11,7 @@ use crate::domain::binding::Binding;
 use crate::domain::delivery::{self, ClientAuth, Delivery};
 use crate::domain::instance::Millis;
 use crate::domain::secret::Secret;
-use crate::ports::{IdentitySpec, PortError, PortErrorKind, PortResult, SecretPlace, secret_name};
+use crate::ports::{IdentitySpec, PortError, PortResult, SecretPlace, secret_name};
 use crate::store::{Claimed, LookAgain, Progress};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
@@ -281,21 +281,12 @@ async fn withdraw(engine: &Engine, binding: &Binding) -> PortResult<()> {
     }
 }
 
-/// Removes the Secret. One that is somebody else's, or that the broker may not touch any more, must not keep the binding
-/// from ending: by now whatever it holds opens nothing.
 async fn unproject(engine: &Engine, binding: &Binding) -> PortResult<()> {
-    let Some(projection) = &engine.ports.projection else {
-        return Ok(());
-    };
-    if binding.handle.is_empty() {
-        return Ok(());
-    }
-    match projection.remove(&binding.reference(), &place(binding)).await {
-        Err(error) if error.kind == PortErrorKind::Denied => {
-            warn!(bid = %binding.bid, detail = %error.detail, "a Secret was left where it is");
-            Ok(())
+    match &engine.ports.projection {
+        Some(projection) if !binding.handle.is_empty() => {
+            projection.remove(&binding.reference(), &place(binding)).await
         }
-        removed => removed,
+        _ => Ok(()),
     }
 }
 

@@ -44,11 +44,15 @@ fn claim(binding: &BindingRef, place: &SecretPlace, kind: &str) -> Value {
     })
 }
 
+/// 409: its labels are another's; 422: its type is.
+fn is_another(refused: &Refusal) -> bool {
+    matches!(refused.status, 409 | 422)
+}
+
 fn refused(refused: Refusal, place: &SecretPlace) -> PortError {
     let SecretPlace { namespace, name } = place;
-    // 409: its labels are another's; 422: its type is.
     match refused.status {
-        409 | 422 => PortError::denied(format!(
+        _ if is_another(&refused) => PortError::denied(format!(
             "The Secret {name} in namespace {namespace} is somebody else's and was left alone. Remove or rename it, then bind again."
         )),
         404 => PortError::invalid(format!("There is no namespace {namespace}.")),
@@ -106,7 +110,9 @@ impl SecretProjection for KubernetesProvisioner {
         {
             Ok(seen) => seen,
             Err(e) if e.is_gone() => return Ok(()),
-            Err(e) => return Err(refused(e, place)),
+            // Somebody else's, so this binding has none (any more): a bind that was refused for it is undone like any other.
+            Err(e) if is_another(&e) => return Ok(()),
+            Err(e) => return Err(e.into()),
         };
         let uid = seen.pointer("/metadata/uid").and_then(Value::as_str);
         // Of one that is not there the rehearsal makes up a uid that nothing has.

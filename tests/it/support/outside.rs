@@ -326,11 +326,9 @@ impl SecretProjection for FakeProjection {
         let key = (place.namespace.clone(), place.name.clone());
         {
             let mut projected = self.0.around.projected.lock().unwrap();
-            match projected.get(&key) {
-                Some(there) if there.owner.as_ref() != Some(&binding.bid) => {
-                    return Err(PortError::denied("A Secret of this name is somebody else's."));
-                }
-                _ => drop(projected.remove(&key)),
+            let own = |there: &Projected| there.owner.as_ref() == Some(&binding.bid);
+            if projected.get(&key).is_some_and(own) {
+                projected.remove(&key);
             }
         }
         self.0.strike("unproject", When::After).await
