@@ -36,7 +36,7 @@ pub(super) struct ProbeArgs {
     /// File with its password.
     #[arg(long, requires = "username")]
     password_file: Option<PathBuf>,
-    /// Seconds to wait for the broker to be ready.
+    /// Seconds to wait for the broker to be found and ready.
     #[arg(long, default_value_t = 60)]
     wait: u64,
 }
@@ -51,14 +51,43 @@ pub(super) async fn run(args: ProbeArgs) -> anyhow::Result<()> {
         _ => None,
     };
     let url = args.url.trim_end_matches('/');
-    let client = client(url, &args).await?;
-    ready(&client, url, Duration::from_secs(args.wait)).await?;
+    let until = Instant::now() + Duration::from_secs(args.wait);
+    // In a pod that has just begun neither the name service nor the way to the broker need be there yet.
+    let addresses = match &args.connect_to {
+        Some(place) => Some(patiently(until, || found(place)).await?),
+        None => None,
+    };
+    let client = client(url, &args, addresses)?;
+    patiently(until, || ready(&client, url))
+        .await
+        .with_context(|| format!("{url} was not ready within {} s", args.wait))?;
     println!("{url} is ready.");
-    println!("{}", catalog(&client, url, login).await?);
+    let answer = patiently(until, || asked(&client, url, login.as_ref())).await?;
+    println!("{}", catalog(url, login.is_some(), answer)?);
     Ok(())
 }
 
-async fn client(url: &str, args: &ProbeArgs) -> anyhow::Result<Client> {
+/// Tries until it succeeds or the time is over; then with the last error.
+async fn patiently<T, F: Future<Output = anyhow::Result<T>>>(
+    until: Instant,
+    mut attempt: impl FnMut() -> F,
+) -> anyhow::Result<T> {
+    loop {
+        match attempt().await {
+            Err(_) if Instant::now() < until => sleep(PAUSE).await,
+            ended => return ended,
+        }
+    }
+}
+
+async fn found(place: &str) -> anyhow::Result<Vec<SocketAddr>> {
+    let addresses = tokio::net::lookup_host(place).await;
+    Ok(addresses
+        .with_context(|| format!("--connect-to {place} has no address"))?
+        .collect())
+}
+
+fn client(url: &str, args: &ProbeArgs, addresses: Option<Vec<SocketAddr>>) -> anyhow::Result<Client> {
     app::install_tls_provider();
     let mut builder = Client::builder().timeout(ONE_REQUEST).no_proxy();
     if let Some(file) = &args.ca_file {
@@ -67,54 +96,49 @@ async fn client(url: &str, args: &ProbeArgs) -> anyhow::Result<Client> {
             .with_context(|| format!("{} holds no certificate in PEM form", file.display()))?;
         builder = builder.tls_certs_only(certificates);
     }
-    if let Some(place) = &args.connect_to {
+    if let Some(addresses) = addresses {
         let host = reqwest::Url::parse(url)
             .ok()
             .and_then(|url| url.host_str().map(str::to_owned))
             .ok_or_else(|| anyhow!("--url {url} is not an address such as https://broker.example.com"))?;
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(place)
-            .await
-            .with_context(|| format!("--connect-to {place} has no address"))?
-            .collect();
         builder = builder.resolve_to_addrs(&host, &addresses);
     }
     builder.build().context("no connection can be prepared")
 }
 
-async fn ready(client: &Client, url: &str, wait: Duration) -> anyhow::Result<()> {
-    let until = Instant::now() + wait;
-    loop {
-        let seen = match client.get(format!("{url}/readyz")).send().await {
-            Ok(answer) if answer.status() == StatusCode::OK => return Ok(()),
-            Ok(answer) => {
-                let status = answer.status();
-                let why = described(&answer.bytes().await.unwrap_or_default());
-                format!("it answered {status}: {why}")
-            }
-            Err(error) => format!("{:#}", anyhow!(error)),
-        };
-        if Instant::now() >= until {
-            bail!("{url} was not ready within {} s: {seen}", wait.as_secs());
-        }
-        sleep(PAUSE).await;
+async fn ready(client: &Client, url: &str) -> anyhow::Result<()> {
+    let answer = client.get(format!("{url}/readyz")).send().await?;
+    let status = answer.status();
+    if status == StatusCode::OK {
+        return Ok(());
     }
+    let why = described(&answer.bytes().await.unwrap_or_default());
+    bail!("it answered {status}: {why}")
 }
 
-async fn catalog(
+/// What is answered to the catalog's request; an error when a later one may be answered better.
+async fn asked(
     client: &Client,
     url: &str,
-    login: Option<(String, SecretString)>,
-) -> anyhow::Result<String> {
+    login: Option<&(String, SecretString)>,
+) -> anyhow::Result<(StatusCode, Vec<u8>)> {
     let mut request = client
         .get(format!("{url}/v2/catalog"))
         .header("X-Broker-API-Version", "2.17");
-    let known = login.is_some();
     if let Some((name, password)) = login {
         request = request.basic_auth(name, Some(password.expose_secret()));
     }
     let answer = request.send().await.context("the catalog cannot be asked for")?;
     let status = answer.status();
     let body = answer.bytes().await.context("the catalog broke off")?;
+    if status.is_server_error() {
+        bail!("{url} answered {status} to the catalog: {}", described(&body));
+    }
+    Ok((status, body.to_vec()))
+}
+
+/// In words what is on offer; `known` is whether the request had a log-in.
+fn catalog(url: &str, known: bool, (status, body): (StatusCode, Vec<u8>)) -> anyhow::Result<String> {
     match (known, status) {
         (true, StatusCode::OK) => {}
         (false, StatusCode::UNAUTHORIZED) => {
@@ -151,6 +175,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -244,5 +269,28 @@ mod tests {
             assert!(error.contains(said), "{error}");
             assert!(!error.contains("correct horse"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_takes_its_time_is_waited_for() {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        let slow = broker(|_| match ASKED.fetch_add(1, Ordering::Relaxed) {
+            0 | 2 => (503, r#"{"description":"it is starting"}"#),
+            1 => (200, "{}"),
+            _ => (401, "{}"),
+        })
+        .await;
+        let patient = ProbeArgs {
+            wait: 30,
+            ..args(&slow)
+        };
+        run(patient).await.unwrap();
+        assert_eq!(ASKED.load(Ordering::Relaxed), 4);
+        let nowhere = ProbeArgs {
+            connect_to: Some("broker.invalid:443".into()),
+            ..args(&slow)
+        };
+        let error = format!("{:#}", run(nowhere).await.unwrap_err());
+        assert!(error.contains("broker.invalid:443 has no address"), "{error}");
     }
 }

@@ -8,13 +8,13 @@ use super::{Engine, millis};
 use crate::domain::audit::{Action, Cause, Event};
 use crate::domain::binding::{Binding, BindingState};
 use crate::domain::catalog::Plan;
-use crate::domain::decide::{self, BindDecision, BindingNow, UnbindDecision};
+use crate::domain::decide::{self, BindDecision, UnbindDecision};
 use crate::domain::error::{Error, ErrorKind};
 use crate::domain::instance::Millis;
 use crate::domain::names;
 use crate::domain::operation::{OperationKind, OperationState};
 use crate::domain::request::{Bind, BindingView, Caller, Delete, Outcome};
-use crate::store::{Fail, NewOperation, Tx};
+use crate::store::{Fail, NewOperation};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,7 +216,7 @@ impl Engine {
                         .ok_or_else(|| Error::internal("an unbind was decided on nothing"))?
                         .binding;
                     let attributes = &binding.attributes;
-                    let offering = served.catalog.offering(&attributes.service_id);
+                    let offering = served.catalog.offering_name(&attributes.service_id);
                     let plan = served.catalog.plan(&attributes.service_id, &attributes.plan_id);
                     tx.set_binding_state(&bid, BindingState::Deleting, true, now)
                         .await?;
@@ -226,7 +226,7 @@ impl Engine {
                         kind: OperationKind::Unbind,
                         iid,
                         bid: Some(bid),
-                        offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
+                        offering,
                         target: None,
                         step: step(binding.delivery),
                         description: "Accepted.",
@@ -276,57 +276,7 @@ impl Engine {
         seen: &Binding,
         cause: Cause,
     ) -> Result<bool, Fail> {
-        let served = self.served();
-        let now = self.now();
-        let operation_id = (self.ports.new_id)();
-        let step = first(self, OperationKind::Revoke, seen.delivery);
-        let seen = seen.clone();
-        let opened = self
-            .store
-            .write(move |tx: &mut Tx| {
-                let (served, seen, operation_id) = (served.clone(), seen.clone(), operation_id.clone());
-                Box::pin(async move {
-                    let instance = tx.instance_now(&seen.iid).await?;
-                    let there: Option<BindingNow> = tx.binding_now(&seen.bid).await?;
-                    let Some(instance) = instance.filter(|i| i.open.is_none()) else {
-                        return Ok(false);
-                    };
-                    if !there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state) {
-                        return Ok(false);
-                    }
-                    let told =
-                        Event::ordered(Action::Revoke, cause, &seen, &instance.instance.instance_id, now);
-                    tx.audit(told.by(&operation_id));
-                    let state = if seen.state == BindingState::Failed {
-                        BindingState::Failed
-                    } else {
-                        BindingState::Deleting
-                    };
-                    tx.set_binding_state(&seen.bid, state, true, now).await?;
-                    tx.mark_revoked(&seen, now).await?;
-                    let offering = served.catalog.offering(&seen.attributes.service_id);
-                    tx.insert_operation(&NewOperation {
-                        id: operation_id,
-                        kind: OperationKind::Revoke,
-                        iid: seen.iid,
-                        bid: Some(seen.bid),
-                        offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
-                        target: None,
-                        step,
-                        description: "Revoking.",
-                        now,
-                        deadline_at: now + PATIENCE,
-                        request_id: None,
-                    })
-                    .await?;
-                    Ok(true)
-                })
-            })
-            .await?;
-        if opened {
-            self.accepted(None);
-        }
-        Ok(opened)
+        self.order(seen, OperationKind::Revoke, cause).await
     }
 
     /// The plan's patience for undoing a bind: as long as an unbind gets.

@@ -144,10 +144,7 @@ impl Engine {
                                 kind: OperationKind::Update,
                                 iid,
                                 bid: None,
-                                offering: served
-                                    .catalog
-                                    .offering(&request.service_id)
-                                    .map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
+                                offering: served.catalog.offering_name(&request.service_id),
                                 target: None,
                                 step: PROVISION[0],
                                 description: "There was nothing to change.",
@@ -221,7 +218,7 @@ impl Engine {
                         tx.audit(asked);
                     }
                     let attributes = found.map(|now| now.instance.attributes).unwrap_or_default();
-                    let offering = served.catalog.offering(&attributes.service_id);
+                    let offering = served.catalog.offering_name(&attributes.service_id);
                     let patience = served
                         .catalog
                         .plan(&attributes.service_id, &attributes.plan_id)
@@ -241,7 +238,7 @@ impl Engine {
                         kind: OperationKind::Deprovision,
                         iid,
                         bid: None,
-                        offering: offering.map_or_else(|| "unknown".to_owned(), |o| o.name.clone()),
+                        offering,
                         target: None,
                         step,
                         description: "Accepted.",

@@ -29,8 +29,7 @@ impl Engine {
                     kind: OperationKind::Provision,
                     iid,
                     bid: None,
-                    offering: known
-                        .map_or_else(|| "unknown".to_owned(), |(offering, _)| offering.name.clone()),
+                    offering: served.catalog.offering_name(&attributes.service_id),
                     target: None,
                     step: PROVISION[0],
                     description: "Accepted: bringing it back.",

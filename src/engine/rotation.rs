@@ -2,11 +2,12 @@
 
 use super::binding_steps::first;
 use super::bindings::PATIENCE;
-use super::{Engine, millis};
+use super::{Engine, millis, rotation_steps};
 use crate::domain::audit::{Action, Cause, Event};
-use crate::domain::binding::{Binding, UserState};
+use crate::domain::binding::{Binding, BindingState, UserState};
 use crate::domain::decide::{self, RotateDecision};
 use crate::domain::error::{Error, ErrorKind};
+use crate::domain::instance::Millis;
 use crate::domain::names;
 use crate::domain::operation::{OperationKind, OperationState};
 use crate::domain::request::{Caller, Outcome, Rotate, RotationView};
@@ -35,7 +36,14 @@ impl Engine {
         let request = Arc::new(request);
         let step = {
             let engine = self.clone();
-            move |binding: &Binding| first(&engine, OperationKind::Rotate, binding.delivery)
+            move |binding: &Binding| {
+                if rotation_steps::is_shown_somewhere(&engine, binding.delivery) {
+                    return Ok(first(&engine, OperationKind::Rotate, binding.delivery));
+                }
+                Err(Error::conflict(
+                    "What applications fetch this binding's credentials from is not configured at this broker (any more). Tell its operator.",
+                ))
+            }
         };
         let (id, bid) = self
             .store
@@ -56,6 +64,7 @@ impl Engine {
                         return Err(Error::internal("a rotation was decided on nothing").into());
                     };
                     let (on, binding) = (on.instance, found.binding);
+                    let begins = step(&binding)?;
                     let asked =
                         Event::asked(&asking, Action::Rotate, &on.instance_id, &binding.binding_id, now);
                     tx.audit(asked.by(&operation_id));
@@ -63,11 +72,11 @@ impl Engine {
                     tx.insert_operation(&NewOperation {
                         id: operation_id.clone(),
                         kind: OperationKind::Rotate,
-                        offering: offering(&served.catalog, &binding),
+                        offering: served.catalog.offering_name(&binding.attributes.service_id),
                         iid,
                         bid: Some(bid.clone()),
                         target: None,
-                        step: step(&binding),
+                        step: begins,
                         description: "Accepted.",
                         now,
                         deadline_at: now + PATIENCE,
@@ -121,6 +130,23 @@ impl Engine {
         seen: &Binding,
         kind: OperationKind,
     ) -> Result<bool, Fail> {
+        let cause = if kind == OperationKind::Retire {
+            Cause::Grace
+        } else {
+            Cause::Residue
+        };
+        self.order(seen, kind, cause).await
+    }
+
+    /// Opens an operation on a binding that nobody asked for.
+    ///
+    /// False when something else is at work on it or it changed meanwhile.
+    pub(super) async fn order(
+        self: &Arc<Self>,
+        seen: &Binding,
+        kind: OperationKind,
+        cause: Cause,
+    ) -> Result<bool, Fail> {
         let served = self.served();
         let now = self.now();
         let operation_id = (self.ports.new_id)();
@@ -139,39 +165,26 @@ impl Engine {
                     if !free || !there.is_some_and(|b| b.open.is_none() && b.binding.state == seen.state) {
                         return Ok(false);
                     }
-                    let later = now + millis(REST);
-                    let on = instance.map(|i| i.instance.instance_id).unwrap_or_default();
-                    // The last look at what has ended already neither gives nor takes.
-                    let told = match kind {
-                        OperationKind::Rotate => Some((Action::Rotate, Cause::Residue)),
-                        OperationKind::Retire => Some((Action::Revoke, Cause::Grace)),
-                        _ => None,
-                    };
-                    if let Some((action, cause)) = told {
-                        tx.audit(Event::ordered(action, cause, &seen, &on, now).by(&operation_id));
+                    if !begin(tx, &seen, kind, now).await? {
+                        return Ok(false);
                     }
-                    match kind {
-                        OperationKind::Settle => tx.set_look_again(&seen.bid, Some(later)).await?,
-                        OperationKind::Rotate => {
-                            tx.begin_rotation(&seen.bid, now).await?;
-                            tx.rest_users(&seen.bid, now, later).await?;
-                        }
-                        _ => {
-                            if !tx.retire_users(&seen.bid, now).await? {
-                                return Ok(false);
-                            }
-                            tx.rest_users(&seen.bid, now, later).await?;
-                        }
+                    if let Some(action) = told(kind) {
+                        let on = instance.map(|i| i.instance.instance_id).unwrap_or_default();
+                        tx.audit(Event::ordered(action, cause, &seen, &on, now).by(&operation_id));
                     }
                     tx.insert_operation(&NewOperation {
                         id: operation_id,
                         kind,
-                        offering: offering(&served.catalog, &seen),
+                        offering: served.catalog.offering_name(&seen.attributes.service_id),
                         iid: seen.iid,
                         bid: Some(seen.bid),
                         target: None,
                         step,
-                        description: "Accepted.",
+                        description: if kind == OperationKind::Revoke {
+                            "Revoking."
+                        } else {
+                            "Accepted."
+                        },
                         now,
                         deadline_at: now + PATIENCE,
                         request_id: None,
@@ -186,6 +199,44 @@ impl Engine {
         }
         Ok(opened)
     }
+}
+
+/// What the audit is told of an operation that nobody asked for.
+fn told(kind: OperationKind) -> Option<Action> {
+    match kind {
+        OperationKind::Rotate => Some(Action::Rotate),
+        // The last look at what has ended already neither gives nor takes.
+        OperationKind::Settle => None,
+        _ => Some(Action::Revoke),
+    }
+}
+
+/// Marks the binding for an operation that nobody asked for; false when there is nothing to do.
+async fn begin(tx: &mut Tx, seen: &Binding, kind: OperationKind, now: Millis) -> Result<bool, Fail> {
+    let later = now + millis(REST);
+    match kind {
+        OperationKind::Settle => tx.set_look_again(&seen.bid, Some(later)).await?,
+        OperationKind::Rotate => {
+            tx.begin_rotation(&seen.bid, now).await?;
+            tx.rest_users(&seen.bid, now, later).await?;
+        }
+        OperationKind::Retire => {
+            if !tx.retire_users(&seen.bid, now).await? {
+                return Ok(false);
+            }
+            tx.rest_users(&seen.bid, now, later).await?;
+        }
+        _ => {
+            let state = if seen.state == BindingState::Failed {
+                BindingState::Failed
+            } else {
+                BindingState::Deleting
+            };
+            tx.set_binding_state(&seen.bid, state, true, now).await?;
+            tx.mark_revoked(seen, now).await?;
+        }
+    }
+    Ok(true)
 }
 
 /// The binding a request names: by its instance too, where the platform has the same id on several.
@@ -205,10 +256,4 @@ async fn named(tx: &mut Tx, platform: &str, request: &Rotate) -> Result<(String,
         .into()),
         (None, _) => Err(Error::not_found("There is no service binding with this id.").into()),
     }
-}
-
-fn offering(catalog: &crate::domain::catalog::Catalog, binding: &Binding) -> String {
-    catalog
-        .offering(&binding.attributes.service_id)
-        .map_or_else(|| "unknown".to_owned(), |o| o.name.clone())
 }

@@ -40,7 +40,17 @@ fn changed(change: UserChange) -> Progress {
     }
 }
 
+/// Where nothing shows new credentials to applications, a rotation would leave them with dead ones.
+pub(super) fn is_shown_somewhere(engine: &Engine, delivery: Delivery) -> bool {
+    !outside::showing(engine, delivery).is_empty()
+}
+
 pub(super) async fn step(engine: &Engine, claimed: &Claimed, binding: &Binding) -> Result<Step, PortError> {
+    if claimed.operation.kind == OperationKind::Rotate && !is_shown_somewhere(engine, binding.delivery) {
+        return Err(PortError::transient(
+            "What applications fetch these credentials from is not configured.",
+        ));
+    }
     let users = engine.store.other_users(&binding.bid).await.map_err(unreadable)?;
     let next = users.iter().find(|user| user.state == UserState::Next);
     let step = claimed.operation.step.as_str();

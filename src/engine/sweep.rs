@@ -152,24 +152,22 @@ impl Sweeper {
         if binding.state.is_over() {
             return engine.open_by_ourselves(binding, OperationKind::Settle).await;
         }
-        match rotation_steps::is_behind(engine, binding).await {
-            Ok(behind) => {
-                if behind && !engine.open_by_ourselves(binding, OperationKind::Rotate).await? {
-                    return Ok(false);
-                }
-                let bid = binding.bid.clone();
-                let looked = engine.store.write(move |tx| {
-                    let bid = bid.clone();
-                    Box::pin(async move { tx.set_look_again(&bid, None).await })
-                });
-                looked.await?;
-                Ok(behind)
-            }
+        let (again, looked) = match rotation_steps::is_behind(engine, binding).await {
+            Ok(false) => (None, false),
+            Ok(true) if engine.open_by_ourselves(binding, OperationKind::Rotate).await? => (None, true),
+            Ok(true) => return Ok(false),
             Err(error) => {
                 warn!(bid = %binding.bid, detail = %error.detail, "could not look again at a binding");
-                Ok(false)
+                (Some(engine.now() + millis(REST)), false)
             }
-        }
+        };
+        let bid = binding.bid.clone();
+        let written = engine.store.write(move |tx| {
+            let bid = bid.clone();
+            Box::pin(async move { tx.set_look_again(&bid, again).await })
+        });
+        written.await?;
+        Ok(looked)
     }
 
     /// Takes access away again from users that came back after their binding had ended.

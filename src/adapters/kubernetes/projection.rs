@@ -1,9 +1,9 @@
 //! Secrets in applications' own namespaces (`delivery: secret`).
 //!
-//! What must stay true: the broker never reads there, and never changes or removes what is not this very binding's. It
-//! has no right to `get` a Secret; instead every change is applied under a field manager of the binding's own and without
-//! force, so the server itself refuses when the object's labels, which every such Secret has, belong to another binding
-//! or to anybody else. The type of a Secret cannot be changed, which protects those without labels.
+//! What must stay true: the broker never asks for what is there (in the tenancy `shared` it has no right to), and never changes
+//! or removes what is not this very binding's. Every change is applied under a field manager of the binding's own and
+//! without force, so the server itself refuses when the object's labels, which every such Secret has, belong to another
+//! binding or to anybody else. The type of a Secret cannot be changed, which protects those without labels.
 
 use super::client::Ask;
 use super::kinds::{Kinds, Resource};

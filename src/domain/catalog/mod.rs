@@ -244,6 +244,12 @@ impl Catalog {
         load::load(sources, mechanisms)
     }
 
+    /// The name of an offering, by its id; `unknown` when it left the catalog.
+    pub fn offering_name(&self, service_id: &str) -> String {
+        self.offering(service_id)
+            .map_or_else(|| "unknown".to_owned(), |offering| offering.name.clone())
+    }
+
     /// The offering with this id.
     pub fn offering(&self, id: &str) -> Option<&Arc<Offering>> {
         self.offerings.iter().find(|o| o.id == id)

@@ -1,17 +1,14 @@
 //! S: synchronous and asynchronous answers, and what goes on side by side.
 
-use super::common::{binding, by_hand, delete, everything, flagged, instance, merged, provision, state_of};
+use super::common::{
+    binding, by_hand, change, delete, everything, flagged, instance, merged, provision, state_of,
+};
 use crate::support::broker::{Choices, TestBroker};
 use crate::support::catalog::{self, ALPHA, MEDIUM, ids};
 use crate::support::world::{Effect, When};
 use chandler::domain::error::{ASYNC_REQUIRED, CONCURRENCY_ERROR};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
-
-/// A change of `alpha/small` that takes work.
-fn change() -> Value {
-    json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 7}})
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s01_success_is_told_only_when_complete() {

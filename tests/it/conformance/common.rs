@@ -1,7 +1,7 @@
 //! Paths, bodies and small steps the rules' tests share.
 
 use crate::support::broker::{Answer, Choices, PASSWORD, TestBroker};
-use crate::support::catalog::{self, ALPHA};
+use crate::support::catalog::{self, ALPHA, MEDIUM};
 use chandler::http::Settings;
 use serde_json::{Value, json};
 
@@ -112,4 +112,9 @@ pub async fn everything(broker: &TestBroker) -> String {
     let secrets = broker.engine.ports().secrets.list("").await.unwrap();
     let world = broker.world.instances.lock().unwrap().clone();
     format!("{seen:#?} {open:?} {secrets:?} {world:?}")
+}
+
+/// A change of `alpha/small` that takes work.
+pub fn change() -> Value {
+    json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 7}})
 }

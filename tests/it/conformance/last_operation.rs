@@ -1,6 +1,6 @@
 //! L and K: what is told of operations.
 
-use super::common::{binding, by_hand, delete, flagged, instance, last, state_of, told, with_http};
+use super::common::{binding, by_hand, change, delete, flagged, instance, last, state_of, told, with_http};
 use crate::support::broker::TestBroker;
 use crate::support::catalog::{self, ALPHA, MEDIUM, SHORT, SMALL, ids};
 use crate::support::world::{Effect, When};
@@ -8,11 +8,6 @@ use chandler::http::DeletedAnswer;
 use chandler::ports::PortErrorKind;
 use serde_json::{Value, json};
 use std::time::Duration;
-
-/// A change of `alpha/small` that takes work.
-fn change() -> Value {
-    json!({"service_id": ALPHA, "plan_id": MEDIUM, "parameters": {"size": 7}})
-}
 
 fn fail(call: &'static str, times: u32) -> (&'static str, When, Effect, u32) {
     (

@@ -533,3 +533,46 @@ async fn a_plan_that_left_the_catalog_cannot_be_rotated() {
     rotate(&broker, "a").await.expect(200);
     broker.settled_and_end().await;
 }
+
+/// A broker that lost its vault from its configuration does not take credentials away from applications that still read there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_rotated_where_nobody_would_see_it() {
+    let url = crate::support::postgres::fresh_url().await;
+    let mut all = choices();
+    all.database = Some(url.clone());
+    let broker = TestBroker::with(all).await;
+    broker.provisioned("one").await;
+    broker.handed("a", "reference").await;
+    let before = broker.read("a").unwrap();
+    let ports = chandler::engine::Ports {
+        vault: None,
+        identity: None,
+        ..broker.engine.ports().clone()
+    };
+    let store = chandler::store::Store::open(&chandler::store::StoreOptions::new(&url))
+        .await
+        .unwrap();
+    let without = chandler::engine::Engine::new(store, ports, chandler::engine::Settings::default());
+    let known = chandler::domain::catalog::KnownMechanisms;
+    let catalog =
+        chandler::domain::catalog::Catalog::load(&crate::support::catalog::sources(), &known).unwrap();
+    without.set_catalog(catalog).await.unwrap();
+    let caller = chandler::domain::request::Caller {
+        platform: "cf".into(),
+        ..chandler::domain::request::Caller::default()
+    };
+    let ask = chandler::domain::request::Rotate {
+        binding_id: "a".into(),
+        instance_id: None,
+    };
+    let refused = without.rotate(&caller, ask).await.unwrap_err();
+    assert!(refused.description.contains("not configured"), "{refused}");
+    assert!(
+        without.fetch_binding(&caller, "one", "a").await.is_err(),
+        "and nothing is made up"
+    );
+    assert_eq!(broker.read("a").unwrap(), before);
+    without.store().close().await;
+    rotate(&broker, "a").await.expect(200);
+    broker.settled_and_end().await;
+}
