@@ -4,13 +4,13 @@
 
 use crate::place::{Place, instance};
 use anyhow::{Context, Result, anyhow};
+use chandler::adapters::keycloak::Keycloak;
+use chandler::adapters::vault::Vault;
 use chandler::app::{self, SystemClock};
 use chandler::domain::delivery::{BindingRef, ClientAuth};
 use chandler::domain::names;
 use chandler::domain::secret::Secret;
 use chandler::ports::{BindingIdentity, BindingVault, Clock, IdentitySpec, PortError};
-use chandler::adapters::keycloak::Keycloak;
-use chandler::adapters::vault::Vault;
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _};
@@ -44,7 +44,7 @@ impl Took {
 }
 
 /// An error of an adapter, with what only an operator is told.
-pub fn told(why: PortError) -> anyhow::Error {
+pub fn told(why: &PortError) -> anyhow::Error {
     anyhow!("{} ({})", why.message, why.detail)
 }
 
@@ -119,10 +119,10 @@ pub async fn client(keycloak: &Keycloak, binding: &BindingRef) -> Result<()> {
     let spec = IdentitySpec {
         binding: binding.clone(),
         label: "postgres/small".into(),
-        secret: keycloak.generate(&auth).map_err(told)?,
+        secret: keycloak.generate(&auth).map_err(|why| told(&why))?,
         auth,
     };
-    keycloak.ensure(&spec).await.map_err(told)
+    keycloak.ensure(&spec).await.map_err(|why| told(&why))
 }
 
 /// Writes a binding's secret, as large as a real one.
@@ -136,5 +136,5 @@ pub async fn secret(vault: &Vault, binding: &BindingRef) -> Result<()> {
     ]);
     let notes = [("offering", "postgres".to_owned()), ("plan", "small".to_owned())];
     let written = vault.publish(binding, 0, &secret, &notes, None).await;
-    written.map_err(told)
+    written.map_err(|why| told(&why))
 }

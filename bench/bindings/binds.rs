@@ -3,7 +3,7 @@
 use crate::bare::{Bare, Took};
 use crate::broker::Broker;
 use crate::client::{Connection, request};
-use crate::place::{Place, bind_body, binding};
+use crate::place::{Place, bind_body, binding, provision};
 use crate::proxy::{Calls, Proxy, shown, total};
 use crate::report::{Limit, Report, median};
 use crate::rows::{Wanted, guid};
@@ -31,7 +31,7 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     let keycloak = Proxy::start(&place.servers.keycloak, None)?;
     let vault = Proxy::start(&place.servers.vault, None)?;
     let broker = place.serve(&place.configure("proxied", &keycloak.url(), &vault.url())?)?;
-    let wanted = place.provision(&broker)?;
+    let wanted = provision(&broker)?;
     let mut number = 0;
     let first = bind(&broker, &wanted, number)?;
     let credentials = unbinds::fetch(&place, &first)?;
@@ -41,7 +41,8 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         bind(&broker, &wanted, number)?;
         place.servers.runtime.block_on(bare.all(&format!("warm-{n}")))?;
     }
-    (keycloak.taken(), vault.taken());
+    keycloak.taken();
+    vault.taken();
 
     let (mut times, mut alone, mut ratios) = (Vec::new(), Vec::<Took>::new(), Vec::new());
     for n in 0..ONE_BY_ONE {
@@ -58,7 +59,10 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     let part = |part: fn(&Took) -> f64| median(&alone.iter().map(part).collect::<Vec<_>>());
     report.add(
         "bind with Keycloak, vault and PostgreSQL, one after the other",
-        format!("median of {ONE_BY_ONE}; 95 of 100 within {:.0} ms", quantile(&times, 0.95)),
+        format!(
+            "median of {ONE_BY_ONE}; 95 of 100 within {:.0} ms",
+            quantile(&times, 0.95)
+        ),
         median(&times),
         " ms",
         Limit::AtMost(250.0),
@@ -93,7 +97,13 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         "/s",
         Limit::AtLeast(20.0),
     );
-    calls(report, &format!("by {CLIENTS} clients"), TOGETHER, &to_keycloak, &to_vault)?;
+    calls(
+        report,
+        &format!("by {CLIENTS} clients"),
+        TOGETHER,
+        &to_keycloak,
+        &to_vault,
+    )?;
     unbinds::run(&place, &broker, &wanted, number + TOGETHER + 1, report)
 }
 
@@ -114,7 +124,11 @@ fn calls(report: &mut Report, how: &str, of: u64, to_keycloak: &Calls, to_vault:
 pub fn bind(broker: &Broker, wanted: &Wanted, n: u64) -> Result<Value> {
     let answer = broker.call("PUT", &binding(n), &bind_body(wanted))?;
     if answer.status != 201 {
-        bail!("bind: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+        bail!(
+            "bind: {} {}",
+            answer.status,
+            String::from_utf8_lossy(&answer.body)
+        );
     }
     let told: Value = serde_json::from_slice(&answer.body)?;
     Ok(told["credentials"].clone())

@@ -42,7 +42,9 @@ impl Many {
     /// Names for `total` bindings; nothing is made yet.
     pub fn plan(total: u64, real: u64) -> Result<Arc<Self>> {
         if real == 0 || !real.is_multiple_of(100) || !total.is_multiple_of(real) {
-            bail!("{total} bindings with {real} clients: the clients must be whole hundreds, the bindings a multiple of them");
+            bail!(
+                "{total} bindings with {real} clients: the clients must be whole hundreds, the bindings a multiple of them"
+            );
         }
         let bids: Vec<String> = (0..total).map(|n| reference(&guid(n)).bid).collect();
         let numbers = bids.iter().enumerate().map(|(n, bid)| (bid.clone(), n)).collect();
@@ -89,8 +91,12 @@ impl Many {
         while let Some(found) = body[at..].windows(prefix.len()).position(|part| part == prefix) {
             let from = at + found + prefix.len();
             at = from;
-            let Some(name) = body.get(from..from + LEN) else { break };
-            let number = std::str::from_utf8(name).ok().and_then(|bid| self.numbers.get(bid));
+            let Some(name) = body.get(from..from + LEN) else {
+                break;
+            };
+            let number = std::str::from_utf8(name)
+                .ok()
+                .and_then(|bid| self.numbers.get(bid));
             let other = number.and_then(|n| self.bids.get(n + usize::try_from(copy * self.real).ok()?));
             if let Some(other) = other {
                 body[from..from + LEN].copy_from_slice(other.as_bytes());

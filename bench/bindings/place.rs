@@ -92,8 +92,13 @@ impl Servers {
 
     /// What the vault answers its operator.
     pub fn vault(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
-        self.runtime
-            .block_on(ask_vault(&self.web, &self.vault, &self.vault_token, (method, path), body))
+        self.runtime.block_on(ask_vault(
+            &self.web,
+            &self.vault,
+            &self.vault_token,
+            (method, path),
+            body,
+        ))
     }
 
     /// What Keycloak answers its operator.
@@ -292,25 +297,25 @@ impl Place {
         command.args(["serve", "--config"]).arg(config);
         Broker::start(command, &self.dir, self.address, "bench")
     }
+}
 
-    /// Makes the instance that everything is bound to, a PostgreSQL of the smallest plan, and waits for it.
-    pub fn provision(&self, broker: &Broker) -> Result<Wanted> {
-        let catalog = broker.call("GET", "/v2/catalog", "")?.body;
-        let wanted = Wanted::of(&catalog, "postgres")?;
-        let path = format!("{}?accepts_incomplete=true", instance());
-        let answer = broker.call("PUT", &path, &wanted.body())?;
-        if answer.status != 202 {
-            bail!("PUT: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
-        }
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let answer = broker.call("GET", &format!("{}/last_operation", instance()), "")?;
-            let told: Value = serde_json::from_slice(&answer.body)?;
-            match told["state"].as_str() {
-                Some("succeeded") => return Ok(wanted),
-                Some("in progress") if Instant::now() < end => std::thread::sleep(POLL),
-                _ => bail!("the instance did not come: {told}"),
-            }
+/// Makes the instance that everything is bound to, a PostgreSQL of the smallest plan, and waits for it.
+pub fn provision(broker: &Broker) -> Result<Wanted> {
+    let catalog = broker.call("GET", "/v2/catalog", "")?.body;
+    let wanted = Wanted::of(&catalog, "postgres")?;
+    let path = format!("{}?accepts_incomplete=true", instance());
+    let answer = broker.call("PUT", &path, &wanted.body())?;
+    if answer.status != 202 {
+        bail!("PUT: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+    }
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let answer = broker.call("GET", &format!("{}/last_operation", instance()), "")?;
+        let told: Value = serde_json::from_slice(&answer.body)?;
+        match told["state"].as_str() {
+            Some("succeeded") => return Ok(wanted),
+            Some("in progress") if Instant::now() < end => std::thread::sleep(POLL),
+            _ => bail!("the instance did not come: {told}"),
         }
     }
 }

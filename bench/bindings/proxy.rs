@@ -12,12 +12,27 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 /// Parts of a path that say what a request is for; of several the last.
 const WORDS: &[&str] = &[
-    "token", "client-secret", "clients", "data", "metadata", "login", "auth", "entity", "lookup-self",
-    "renew-self", "capabilities-self",
+    "token",
+    "client-secret",
+    "clients",
+    "data",
+    "metadata",
+    "login",
+    "auth",
+    "entity",
+    "lookup-self",
+    "renew-self",
+    "capabilities-self",
 ];
 
 /// Headers that are each connection's own.
-const OWN: &[&str] = &["host", "connection", "content-length", "transfer-encoding", "keep-alive"];
+const OWN: &[&str] = &[
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "keep-alive",
+];
 
 /// Largest request that is handed on.
 const LARGEST: usize = 1 << 20;
@@ -79,7 +94,8 @@ impl Proxy {
                 eprintln!("a proxy ended: {why}");
             }
         });
-        told.recv().map_err(|_| anyhow!("a proxy cannot listen on {address}"))?;
+        told.recv()
+            .map_err(|_| anyhow!("a proxy cannot listen on {address}"))?;
         Ok(Self { state, address })
     }
 
@@ -132,7 +148,11 @@ async fn hand_on(
             response.append_header((name.as_str(), value.as_bytes()));
         }
     }
-    let mut bytes = answer.bytes().await.map_err(|why| failed(why.to_string()))?.to_vec();
+    let mut bytes = answer
+        .bytes()
+        .await
+        .map_err(|why| failed(why.to_string()))?
+        .to_vec();
     if let Some(changed) = changed {
         bytes = (changed.body)(bytes);
     }

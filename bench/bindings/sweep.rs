@@ -4,7 +4,7 @@ use crate::bare::Bare;
 use crate::binds::bind;
 use crate::broker::{Process, free_port, program};
 use crate::many::Many;
-use crate::place::Place;
+use crate::place::{Place, provision};
 use crate::proxy::{Proxy, total};
 use crate::report::{Limit, Report};
 use crate::unbinds;
@@ -38,7 +38,7 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     let mut bare = {
         // The broker has done its part then; its instance runs on.
         let broker = place.serve(&direct)?;
-        let wanted = place.provision(&broker)?;
+        let wanted = provision(&broker)?;
         let credentials = bind(&broker, &wanted, 0)?;
         Bare::open(&place, &unbinds::fetch(&place, &credentials)?.data)?
     };
@@ -47,20 +47,31 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     for (from, to) in [(1, few), (few, all)] {
         let began = Instant::now();
         many.make(&place, &mut bare, from..to)?;
-        eprintln!("  {} bindings made in {:.0} s", to - from, began.elapsed().as_secs_f64());
-        (keycloak.taken(), vault.taken());
+        eprintln!(
+            "  {} bindings made in {:.0} s",
+            to - from,
+            began.elapsed().as_secs_f64()
+        );
+        keycloak.taken();
+        vault.taken();
         let swept = sweep(&place, &config, to)?;
         let calls = format!(
             "{} calls to Keycloak, {} to the vault",
             total(&keycloak.taken()),
             total(&vault.taken())
         );
-        eprintln!("  sweep of {to}: {:.1} s, {calls}, at most {:.1} MB", swept.took, swept.peak);
+        eprintln!(
+            "  sweep of {to}: {:.1} s, {calls}, at most {:.1} MB",
+            swept.took, swept.peak
+        );
         peaks.push(swept.peak);
         if to == all {
             report.add(
                 format!("sweep of {all} live bindings, one instance"),
-                format!("{} clients really at Keycloak; {calls}; {:.1} s CPU", many.real, swept.cpu),
+                format!(
+                    "{} clients really at Keycloak; {calls}; {:.1} s CPU",
+                    many.real, swept.cpu
+                ),
                 swept.took,
                 " s",
                 Limit::AtMost(60.0),
@@ -75,7 +86,10 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         Limit::AtMost(80.0),
     );
     report.add(
-        format!("resident memory that {} bindings more add to the sweep", all - few),
+        format!(
+            "resident memory that {} bindings more add to the sweep",
+            all - few
+        ),
         "for each binding the name of its user, and of its secret in one list of the vault".to_owned(),
         peaks[1] - peaks[0],
         " MB",
@@ -118,7 +132,8 @@ fn sweep(place: &Place, config: &Path, bindings: u64) -> Result<Swept> {
     let took = began.elapsed().as_secs_f64();
     let said = fs::read_to_string(&out)?;
     let last = said.lines().last().unwrap_or_default();
-    let expected = format!("{bindings} valid bindings, {bindings} clients, {bindings} secrets, {bindings} users");
+    let expected =
+        format!("{bindings} valid bindings, {bindings} clients, {bindings} secrets, {bindings} users");
     if !status.success() || !last.contains("everything agrees") || !last.contains(&expected) {
         bail!("the sweep of {bindings} says: {last}");
     }

@@ -122,7 +122,11 @@ async fn one(
     let unbound = async {
         let answer = platform.ask(text.as_bytes(), true).await?;
         if answer.status != 200 {
-            bail!("unbind: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+            bail!(
+                "unbind: {} {}",
+                answer.status,
+                String::from_utf8_lossy(&answer.body)
+            );
         }
         Ok(())
     };
