@@ -28,8 +28,8 @@ const CLIENTS: usize = 8;
 /// Measures and reports.
 pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
     let place = Place::make(dir, "binds")?;
-    let keycloak = Proxy::start(&place.servers.keycloak, None)?;
-    let vault = Proxy::start(&place.servers.vault, None)?;
+    let keycloak = Proxy::start(&place.servers.keycloak)?;
+    let vault = Proxy::start(&place.servers.vault)?;
     let broker = place.serve(&place.configure("proxied", &keycloak.url(), &vault.url())?)?;
     let wanted = provision(&broker)?;
     let mut number = 0;

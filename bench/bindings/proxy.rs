@@ -37,23 +37,10 @@ const OWN: &[&str] = &[
 /// Largest request that is handed on.
 const LARGEST: usize = 1 << 20;
 
-/// Changes an answer, or answers in the server's place: the path with its query, as it should be asked, and how to
-/// rewrite what comes.
-pub type Rewrite = Arc<dyn Fn(&str) -> Option<Changed> + Send + Sync>;
-
-/// What becomes of one request.
-pub struct Changed {
-    /// What is asked instead.
-    pub path: String,
-    /// Makes the answer's body another one.
-    pub body: Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>,
-}
-
 struct State {
     upstream: String,
     web: reqwest::Client,
     calls: Mutex<BTreeMap<String, u64>>,
-    rewrite: Option<Rewrite>,
 }
 
 /// A running proxy; it ends with the program.
@@ -67,12 +54,11 @@ pub type Calls = BTreeMap<String, u64>;
 
 impl Proxy {
     /// Starts one in front of `upstream`.
-    pub fn start(upstream: &str, rewrite: Option<Rewrite>) -> Result<Self> {
+    pub fn start(upstream: &str) -> Result<Self> {
         let state = Arc::new(State {
             upstream: upstream.to_owned(),
             web: web()?,
             calls: Mutex::default(),
-            rewrite,
         });
         let (address, shared) = (free_port()?, state.clone());
         let (up, told) = mpsc::channel();
@@ -123,13 +109,11 @@ async fn hand_on(
         .unwrap_or_else(PoisonError::into_inner)
         .entry(kind)
         .or_default() += 1;
-    let changed = state.rewrite.as_ref().and_then(|rewrite| rewrite(&path));
-    let asked = changed.as_ref().map_or(path.as_str(), |changed| &changed.path);
     let failed = actix_web::error::ErrorBadGateway::<String>;
     let method = request.method().as_str().parse::<reqwest::Method>();
     let mut sending = state.web.request(
         method.map_err(|why| failed(why.to_string()))?,
-        format!("{}{asked}", state.upstream),
+        format!("{}{path}", state.upstream),
     );
     for (name, value) in request.headers() {
         if !OWN.contains(&name.as_str()) {
@@ -148,14 +132,7 @@ async fn hand_on(
             response.append_header((name.as_str(), value.as_bytes()));
         }
     }
-    let mut bytes = answer
-        .bytes()
-        .await
-        .map_err(|why| failed(why.to_string()))?
-        .to_vec();
-    if let Some(changed) = changed {
-        bytes = (changed.body)(bytes);
-    }
+    let bytes = answer.bytes().await.map_err(|why| failed(why.to_string()))?;
     Ok(response.body(bytes))
 }
 

@@ -16,24 +16,24 @@ use std::time::{Duration, Instant};
 
 /// Bindings, unless `CHANDLER_BENCH_BINDINGS` says another number.
 const BINDINGS: u64 = 10_000;
-/// Of these the small sweep has one in so many, and so many times fewer clients are really made, unless
-/// `CHANDLER_BENCH_CLIENTS` says how many.
+/// The small sweep has one in so many of these.
 const SHARE: u64 = 10;
 /// Between two looks at the process's memory.
 const LOOK: Duration = Duration::from_millis(10);
 
-fn number(name: &str, usual: u64) -> Result<u64> {
-    std::env::var(name).map_or(Ok(usual), |text| text.parse().context(name.to_owned()))
+fn how_many() -> Result<u64> {
+    let name = "CHANDLER_BENCH_BINDINGS";
+    std::env::var(name).map_or(Ok(BINDINGS), |text| text.parse().context(name))
 }
 
 /// Measures and reports.
 pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
-    let all = number("CHANDLER_BENCH_BINDINGS", BINDINGS)?;
+    let all = how_many()?;
     let few = all / SHARE;
-    let many = Many::plan(all, number("CHANDLER_BENCH_CLIENTS", few)?)?;
+    let many = Many::plan(all);
     let place = Place::make(dir, "sweep")?;
-    let keycloak = Proxy::start(&place.servers.keycloak, Some(many.rewrite()))?;
-    let vault = Proxy::start(&place.servers.vault, None)?;
+    let keycloak = Proxy::start(&place.servers.keycloak)?;
+    let vault = Proxy::start(&place.servers.vault)?;
     let direct = place.dir.join("direct.json");
     let mut bare = {
         // The broker has done its part then; its instance runs on.
@@ -68,10 +68,7 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         if to == all {
             report.add(
                 format!("sweep of {all} live bindings, one instance"),
-                format!(
-                    "{} clients really at Keycloak; {calls}; {:.1} s CPU",
-                    many.real, swept.cpu
-                ),
+                format!("{calls}; {:.1} s CPU", swept.cpu),
                 swept.took,
                 " s",
                 Limit::AtMost(60.0),
