@@ -43,6 +43,10 @@ impl Dialect for Postgres {
         true
     }
 
+    fn rotates_admin(&self) -> bool {
+        true
+    }
+
     fn session(&self, version: i32) -> Vec<(&'static str, &'static str)> {
         let mut settings = vec![
             // Nothing a tenant made can stand in for a function or operator of the server.
