@@ -331,7 +331,8 @@ pub trait CredentialMechanism: Send + Sync {
     }
 
     /// Gives the administrator the credentials `next`, which [`generate_admin`](Self::generate_admin) made, in the place of
-    /// [`Target::admin`]. On return `next` lets in and, unless it is the same, [`Target::admin`] does not.
+    /// [`Target::admin`]. On return `next` lets in and, unless it is the same, [`Target::admin`] does not; sessions that
+    /// were opened with it are ended where the server can.
     ///
     /// With `next` in place already it is success. [`PortErrorKind::Denied`]: neither of the two lets in. Users of
     /// bindings and their sessions do not notice.

@@ -340,7 +340,9 @@ pub async fn whole_life(server: &dyn Server) {
 }
 
 /// The administrator gets new credentials: the former ones are refused, no binding notices, and a repeat is success.
-pub async fn administrator_rotates(server: &dyn Server) {
+///
+/// `cuts`: whether the server can end sessions that were opened with the former ones.
+pub async fn administrator_rotates(server: &dyn Server, cuts: bool) {
     let mut kit = Kit::new(server);
     let (mechanism, before) = (server.mechanism(), kit.target());
     assert!(mechanism.rotates_admin(&before.settings));
@@ -349,6 +351,12 @@ pub async fn administrator_rotates(server: &dyn Server) {
     let mut session = kit.login(&bound).await;
     session.write("k", "before").await.expect("an owner writes");
 
+    let thief = NewUser {
+        handle: before.admin.text("username").to_owned(),
+        secret: before.admin.clone(),
+    };
+    let mut thief_session = server.login(&thief).await.expect("the administrator logs in");
+    assert!(thief_session.alive().await);
     let next = mechanism.generate_admin(&before.settings).unwrap();
     // Two workers may act for one operation at once, and whoever lost the answer asks again.
     let (one, two) = tokio::join!(
@@ -365,6 +373,10 @@ pub async fn administrator_rotates(server: &dyn Server) {
         mechanism.rotate_admin(&after, &after.admin)
     })
     .await;
+    assert!(server.login(&thief).await.is_err(), "the former ones let in");
+    if cuts {
+        dies(thief_session.as_mut()).await;
+    }
     let refused = mechanism.list(&before).await.expect_err("the former ones let in");
     assert_eq!(
         refused.kind,

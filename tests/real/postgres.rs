@@ -162,7 +162,7 @@ async fn prepared(server: &Pg) -> Kit<'_> {
 #[tokio::test]
 async fn the_administrator_gets_new_credentials() {
     let server = Pg::start();
-    contract::administrator_rotates(&server).await;
+    contract::administrator_rotates(&server, true).await;
     // Nobody but the server's operator knows it now, and the log tells nothing of it.
     let former = server.admin.text("password");
     assert!(server.connect("chandler", former, "postgres").await.is_err());

@@ -17,8 +17,8 @@ impl Dialect for CockroachDb {
         false
     }
 
-    fn rotates_admin(&self) -> bool {
-        false
+    fn cut_own(&self) -> Option<&'static str> {
+        None
     }
 
     fn session(&self, _version: i32) -> Vec<(&'static str, &'static str)> {
