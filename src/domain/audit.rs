@@ -1,5 +1,5 @@
-//! The audit trail: what is recorded of every bind, read, rotation, unbind and revocation, and the chain that ties the
-//! records to one another (ADR 0019).
+//! The audit trail: what is recorded of every bind, read, rotation, unbind and revocation, and of an administrator's
+//! rotation, and the chain that ties the records to one another (ADR 0019).
 //!
 //! What must stay true: a record holds nothing secret and no parameters, only names, times and who asked. Its hash
 //! covers every member and the hash of the record before it, so none can be changed, left out, put in or moved without

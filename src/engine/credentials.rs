@@ -173,7 +173,7 @@ impl Engine {
             return Ok(());
         }
         Err(Error::bad_request(format!(
-            "Instance {iid}: the broker cannot exchange the administrator's credentials of this kind of server (mechanism {}). docs/security.md says why, and what to do if they may be known.",
+            "Instance {iid}: the broker cannot exchange the administrator's credentials of this kind of server (mechanism {}); nothing was changed. docs/operations.md says why, and what to do if they may be known.",
             mechanism.name()
         )))
     }
