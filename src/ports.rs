@@ -325,6 +325,23 @@ pub trait CredentialMechanism: Send + Sync {
     /// Mechanisms whose users exist only as signed tokens return an empty list.
     async fn list(&self, target: &Target) -> PortResult<Vec<String>>;
 
+    /// Whether [`rotate_admin`](Self::rotate_admin) can, on a server with these settings.
+    fn rotates_admin(&self, _settings: &Map<String, Value>) -> bool {
+        false
+    }
+
+    /// Gives the administrator the credentials `next`, which [`generate_admin`](Self::generate_admin) made, in the place of
+    /// [`Target::admin`]. On return `next` lets in and, unless it is the same, [`Target::admin`] does not; sessions that
+    /// were opened with it are ended where the server can.
+    ///
+    /// With `next` in place already it is success. [`PortErrorKind::Denied`]: neither of the two lets in. Users of
+    /// bindings and their sessions do not notice.
+    async fn rotate_admin(&self, _target: &Target, _next: &Secret) -> PortResult<()> {
+        Err(PortError::invalid(
+            "The broker cannot exchange the administrator's credentials of this kind of server.",
+        ))
+    }
+
     /// Whether revoking writes one document with the whole [`Target::revoked`] list; then the engine checks
     /// after the call that the list did not grow meanwhile, and calls again if it did.
     fn states_whole_list(&self) -> bool {
@@ -353,9 +370,30 @@ pub trait SecretStore: Send + Sync {
 
 /// Names of secrets: everything of an instance lies below its iid.
 pub mod secret_name {
-    /// The instance's admin secrets.
+    /// The admin secrets an instance was made with.
     pub fn admin(iid: &str) -> String {
         format!("{iid}/admin")
+    }
+
+    /// The admin secrets that an instance was given the `number`th time since; 0: those it was made with.
+    pub fn nth_admin(iid: &str, number: u32) -> String {
+        match number {
+            0 => admin(iid),
+            _ => format!("{iid}/{NTH_ADMIN}{number}"),
+        }
+    }
+
+    /// Whether a name is that of some admin secrets.
+    pub fn is_admin(name: &str) -> bool {
+        name.split_once('/').is_some_and(|(_, what)| is_admin_part(what))
+    }
+
+    /// What the last parts of [`nth_admin`] begin with, but for the first.
+    const NTH_ADMIN: &str = "admin-";
+
+    fn is_admin_part(part: &str) -> bool {
+        let numbered = part.strip_prefix(NTH_ADMIN);
+        part == "admin" || numbered.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     }
 
     /// Values of the catalog function `generated(name, length)`.
@@ -388,14 +426,15 @@ pub mod secret_name {
         format!("{iid}/")
     }
 
-    /// What an instance may have of its own: the last parts of [`admin`] and [`generated`].
+    /// What an instance has of its own: the last parts of [`admin`] and [`generated`]; beside the first there may be a
+    /// later [`nth_admin`].
     pub const OF_INSTANCE: [&str; 2] = ["admin", "generated"];
 
     /// Whether a name is a binding's, of whatever instance.
     pub fn is_binding(name: &str) -> bool {
         name.split('/')
             .nth(1)
-            .is_some_and(|kind| !kind.is_empty() && !OF_INSTANCE.contains(&kind))
+            .is_some_and(|kind| !kind.is_empty() && !OF_INSTANCE.contains(&kind) && !is_admin_part(kind))
     }
 }
 

@@ -4,6 +4,7 @@ mod audit;
 mod bootstrap;
 mod bootstrap_keycloak;
 mod catalog;
+mod credentials;
 mod dev;
 mod doctor;
 mod fetch;
@@ -61,6 +62,9 @@ enum Command {
     /// Service instances.
     #[command(subcommand)]
     Instances(operators::InstancesCommand),
+    /// Credentials of instances' administrators, by whom the broker logs in.
+    #[command(subcommand)]
+    Credentials(credentials::CredentialsCommand),
     /// Who bound, read, rotated and unbound what, as a file; and whether nobody changed it.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -236,6 +240,7 @@ pub async fn run() -> anyhow::Result<()> {
         Command::Platforms(PlatformsCommand::HashPassword) => hash_password(),
         Command::Operations(command) => operators::operations(command).await,
         Command::Instances(command) => operators::instances(command).await,
+        Command::Credentials(command) => credentials::run(command).await,
         Command::Audit(command) => audit::run(command).await,
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Doctor(place) => doctor::run(&place).await,

@@ -1,5 +1,5 @@
-//! The audit trail: what is recorded of every bind, read, rotation, unbind and revocation, and the chain that ties the
-//! records to one another (ADR 0019).
+//! The audit trail: what is recorded of every bind, read, rotation, unbind and revocation, and of an administrator's
+//! rotation, and the chain that ties the records to one another (ADR 0019).
 //!
 //! What must stay true: a record holds nothing secret and no parameters, only names, times and who asked. Its hash
 //! covers every member and the hash of the record before it, so none can be changed, left out, put in or moved without
@@ -13,7 +13,7 @@ mod tests;
 pub use chain::{Broken, FileCheck, Head, HeadLine};
 
 use super::binding::Binding;
-use super::instance::Millis;
+use super::instance::{Instance, Millis};
 use super::names;
 use super::request::Caller;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ const IDENTITY_NAMES: [&str; 4] = ["user_id", "user_name", "username", "uid"];
 /// Longest platform word of an identity, and longest name kept of one that is too long, in bytes.
 const LONGEST_NAME: usize = 256;
 
-/// What was done to a binding.
+/// What was done to a binding, or to an instance's administrator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// A platform asked for a binding.
@@ -45,6 +45,8 @@ pub enum Action {
     Revoke,
     /// An operator had access put back that was recorded and was not there.
     Repair,
+    /// An operator had an instance's administrator, by whom the broker logs in, given new credentials.
+    RotateAdmin,
 }
 
 impl Action {
@@ -57,6 +59,7 @@ impl Action {
             Self::Unbind => "unbind",
             Self::Revoke => "revoke",
             Self::Repair => "repair",
+            Self::RotateAdmin => "rotate_admin",
         }
     }
 }
@@ -118,7 +121,7 @@ pub struct Event {
     pub request_id: Option<String>,
     /// The broker's name of the instance.
     pub instance: String,
-    /// The broker's name of the binding; empty: every binding of the instance.
+    /// The broker's name of the binding; empty: every binding of the instance, or with [`Action::RotateAdmin`] none.
     pub binding: String,
     /// The platform's id of the instance.
     pub instance_id: String,
@@ -178,6 +181,20 @@ impl Event {
             instance: binding.iid.clone(),
             binding: binding.bid.clone(),
             ..Self::asked(&caller, action, instance_id, &binding.binding_id, at)
+        }
+    }
+
+    /// Somebody begins `action` on an instance itself, not on its bindings.
+    pub fn on_instance(action: Action, cause: Cause, instance: &Instance, at: Millis) -> Self {
+        let caller = Caller {
+            platform: instance.platform.clone(),
+            ..Caller::default()
+        };
+        Self {
+            cause: cause.as_str().to_owned(),
+            instance: instance.iid.clone(),
+            binding: String::new(),
+            ..Self::asked(&caller, action, &instance.instance_id, "", at)
         }
     }
 

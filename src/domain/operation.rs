@@ -26,6 +26,8 @@ pub enum OperationKind {
     Retire,
     /// Look once more that nothing of a binding that has ended came back outside.
     Settle,
+    /// Give an instance's administrator new credentials.
+    Credentials,
 }
 
 impl OperationKind {
@@ -41,6 +43,7 @@ impl OperationKind {
             Self::Rotate => "rotate",
             Self::Retire => "retire",
             Self::Settle => "settle",
+            Self::Credentials => "credentials",
         }
     }
 
@@ -56,13 +59,17 @@ impl OperationKind {
             "rotate" => Self::Rotate,
             "retire" => Self::Retire,
             "settle" => Self::Settle,
+            "credentials" => Self::Credentials,
             _ => return None,
         })
     }
 
     /// Whether its subject is a binding.
     pub fn is_binding(self) -> bool {
-        !matches!(self, Self::Provision | Self::Update | Self::Deprovision)
+        !matches!(
+            self,
+            Self::Provision | Self::Update | Self::Deprovision | Self::Credentials
+        )
     }
 }
 

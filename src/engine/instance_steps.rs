@@ -1,7 +1,7 @@
 //! Steps of provision, update and deprovision. Each may run again at any time and finds its own earlier work.
 
 use super::runner::{Next, OnFailure, Step, ended_badly, following, succeeded};
-use super::{Engine, outside};
+use super::{Engine, credentials, outside};
 use crate::domain::catalog::{Offering, Plan};
 use crate::domain::expr::{ExprError, Scope};
 use crate::domain::instance::{Instance, InstanceAttributes, InstanceState, Millis};
@@ -33,6 +33,7 @@ pub(super) fn steps(engine: &Engine, kind: OperationKind) -> Vec<&'static str> {
             let release = outside::anything(engine).then_some("release");
             release.iter().chain(DEPROVISION).copied().collect()
         }
+        OperationKind::Credentials => credentials::STEPS.to_vec(),
         _ => PROVISION.to_vec(),
     }
 }
@@ -56,7 +57,11 @@ pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> Result<Step, Por
             Ok(Step::Done(Progress::default()))
         }
         "ready" => ready(engine, claimed, &here).await,
+        "prepare" if claimed.operation.kind == OperationKind::Credentials => {
+            prepare(engine, &here).await.map_err(credentials::passing)
+        }
         "prepare" => prepare(engine, &here).await,
+        _ if claimed.operation.kind == OperationKind::Credentials => credentials::step(engine, claimed).await,
         _ => place(engine, &here).await,
     }
 }
@@ -125,7 +130,7 @@ impl<'a> Here<'a> {
     pub(super) async fn desired(&self, engine: &Engine) -> Result<Desired, PortError> {
         let secrets = &engine.ports.secrets;
         let admin = secrets
-            .get(&secret_name::admin(&self.instance.iid))
+            .get(&credentials::present(self.instance))
             .await?
             .unwrap_or_default();
         let generated = secrets
@@ -211,7 +216,7 @@ async fn secrets(engine: &Engine, here: &Here<'_>) -> Result<Step, PortError> {
     let iid = &here.instance.iid;
     let store = &engine.ports.secrets;
     if let Some((mechanism, settings, _)) = mechanism(engine, here.instance)? {
-        let name = secret_name::admin(iid);
+        let name = credentials::present(here.instance);
         if store.get(&name).await?.is_none() {
             store.create(&name, &mechanism.generate_admin(&settings)?).await?;
         }
@@ -346,10 +351,11 @@ async fn forget(engine: &Engine, claimed: &Claimed) -> Result<Step, PortError> {
     }
     let keep = match volumes {
         Volumes::Delete => Vec::new(),
-        Volumes::Keep => vec![
-            secret_name::admin(&instance.iid),
-            secret_name::generated(&instance.iid),
-        ],
+        Volumes::Keep => {
+            let mut keep = credentials::any_present(instance);
+            keep.push(secret_name::generated(&instance.iid));
+            keep
+        }
     };
     destroy_secrets(engine, &instance.iid, &keep).await?;
     Ok(Step::Done(Progress::default()))
@@ -367,9 +373,9 @@ pub(super) async fn destroy_secrets(engine: &Engine, iid: &str, keep: &[String])
 }
 
 /// The mechanism an instance was provisioned with, its settings and the name of its endpoint.
-type Chosen = (Arc<dyn CredentialMechanism>, Map<String, Value>, String);
+pub(super) type Chosen = (Arc<dyn CredentialMechanism>, Map<String, Value>, String);
 
-fn mechanism(engine: &Engine, instance: &Instance) -> Result<Option<Chosen>, PortError> {
+pub(super) fn mechanism(engine: &Engine, instance: &Instance) -> Result<Option<Chosen>, PortError> {
     let Some(binding) = instance.facts.get("binding") else {
         return Ok(None);
     };
@@ -399,6 +405,24 @@ pub(super) async fn target(
     engine: &Engine,
     instance: &Instance,
 ) -> Result<Option<(Arc<dyn CredentialMechanism>, Target)>, PortError> {
+    if mechanism(engine, instance)?.is_none() {
+        return Ok(None);
+    }
+    let admin = engine.ports.secrets.get(&credentials::present(instance)).await?;
+    let admin = admin.ok_or_else(credentials::missing)?;
+    let Some((mechanism, target)) = target_as(engine, instance, admin).await? else {
+        return Ok(None);
+    };
+    let target = credentials::settled(engine, instance, &*mechanism, target).await?;
+    Ok(Some((mechanism, target)))
+}
+
+/// The same, with these credentials of the administrator.
+pub(super) async fn target_as(
+    engine: &Engine,
+    instance: &Instance,
+    admin: Secret,
+) -> Result<Option<(Arc<dyn CredentialMechanism>, Target)>, PortError> {
     let Some((mechanism, settings, name)) = mechanism(engine, instance)? else {
         return Ok(None);
     };
@@ -408,16 +432,6 @@ pub(super) async fn target(
         .find(|e| e.name == name)
         .cloned()
         .ok_or_else(|| PortError::transient("The instance's address is not known yet."))?;
-    let admin = engine
-        .ports
-        .secrets
-        .get(&secret_name::admin(&instance.iid))
-        .await?
-        .ok_or_else(|| {
-            PortError::invalid(
-                "The administrator's credentials of this instance are missing; the operator has to look.",
-            )
-        })?;
     let reference = reference(instance, "", "");
     let provisioner = &engine.ports.provisioner;
     let mut endpoints = Vec::with_capacity(instance.endpoints.len());
@@ -453,6 +467,9 @@ pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
     let operation = &claimed.operation;
     if let Some(step) = following(engine, claimed) {
         return Next::Step(step);
+    }
+    if operation.kind == OperationKind::Credentials {
+        return credentials::end(claimed);
     }
     let mut instance = claimed.instance.clone();
     instance.updated_at = engine.now();
@@ -518,6 +535,9 @@ pub(super) fn next(engine: &Engine, claimed: &Claimed) -> Next {
 
 pub(super) fn on_failure(engine: &Engine, claimed: &Claimed, why: &str, late: bool) -> OnFailure {
     let operation = &claimed.operation;
+    if operation.kind == OperationKind::Credentials {
+        return credentials::on_failure(claimed, why);
+    }
     let mut instance = claimed.instance.clone();
     instance.updated_at = engine.now();
     let mut finish = ended_badly(claimed, why);

@@ -8,6 +8,7 @@
 mod answer;
 mod binding_steps;
 mod bindings;
+mod credentials;
 mod instance_steps;
 mod instances;
 mod outside;
@@ -19,6 +20,7 @@ mod rotation_steps;
 mod runner;
 mod sweep;
 
+pub use credentials::administrator_since;
 pub use reconcile::{Done, Finding, Kind, Mend, Reconciler, Report};
 pub use runner::{CANCELLED, Runner};
 pub use sweep::{SweepReport, Sweeper};

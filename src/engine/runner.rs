@@ -606,6 +606,10 @@ fn doing(kind: OperationKind, step: &str, failing: Option<&str>) -> String {
         "retract" => "Revoking the new credentials.",
         "discard" => "Forgetting the new credentials.",
         "release" => "Shutting applications out.",
+        "renew" => "Making new credentials of the administrator.",
+        "change" => "Giving the administrator the new credentials.",
+        "confirm" => "Looking that the former credentials are refused.",
+        "drop" => "Destroying the former credentials.",
         _ => "Working.",
     };
     match (failing, kind) {

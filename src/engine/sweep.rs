@@ -12,7 +12,7 @@ use crate::domain::error::Error;
 use crate::domain::instance::{Instance, InstanceState};
 use crate::domain::names;
 use crate::domain::operation::OperationKind;
-use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes};
+use crate::ports::{InstanceRef, Observation, PortError, Removal, Volumes, secret_name};
 use crate::store::Fail;
 use crate::telemetry;
 use std::collections::BTreeMap;
@@ -253,7 +253,7 @@ impl Sweeper {
         let provisioner = &engine.ports.provisioner;
         match provisioner.observe(&here.reference, &desired).await? {
             Observation::Absent(why) | Observation::Failed(why) => {
-                if !self.untouched(&instance.iid).await {
+                if !self.untouched(instance).await {
                     return Ok(false);
                 }
                 warn!(iid = %instance.iid, why, "an instance had stopped; starting it again");
@@ -297,7 +297,7 @@ impl Sweeper {
         };
         for name in names {
             if self.is_orphan(&name).await? {
-                match engine.ports.secrets.destroy(&name).await {
+                match self.destroy(&name).await {
                     Ok(()) => report.orphans += 1,
                     Err(error) => {
                         warn!(name, detail = %error.detail, "could not destroy a secret whose owner has ended");
@@ -306,6 +306,19 @@ impl Sweeper {
             }
         }
         Ok(report)
+    }
+
+    /// Destroys a secret whose owner has ended; with an administrator's those it had later, which the list of all may leave out.
+    async fn destroy(&self, name: &str) -> Result<(), PortError> {
+        let secrets = &self.engine.ports.secrets;
+        if let Some((iid, _)) = name.split_once('/').filter(|_| secret_name::is_admin(name)) {
+            for name in secrets.list(&secret_name::all(iid)).await? {
+                if secret_name::is_admin(&name) {
+                    secrets.destroy(&name).await?;
+                }
+            }
+        }
+        secrets.destroy(name).await
     }
 
     /// The iids of what exists outside and no row knows.
@@ -457,8 +470,7 @@ impl Sweeper {
         for what in &found {
             warn!(iid = %instance.iid, what, "an object is not as the broker made it");
         }
-        if !found.is_empty() && engine.settings.drift == Drift::Repair && self.untouched(&instance.iid).await
-        {
+        if !found.is_empty() && engine.settings.drift == Drift::Repair && self.untouched(instance).await {
             provisioner.apply(&here.reference, &desired).await?;
             provisioner.open(&here.reference, &desired).await?;
         }
@@ -475,10 +487,17 @@ impl Sweeper {
         Ok(page)
     }
 
-    /// Whether an instance is ready and no operation looks after it: one may have begun since the row was read.
-    async fn untouched(&self, iid: &str) -> bool {
-        let now = self.engine.store.instance(iid).await;
-        now.is_ok_and(|now| now.is_some_and(|n| n.open.is_none() && n.instance.state == InstanceState::Ready))
+    /// Whether an instance is ready, no operation looks after it, and it is what the row said that was read: one may have
+    /// begun since, or come and gone, and left it with other parameters or another administrator.
+    async fn untouched(&self, seen: &Instance) -> bool {
+        let now = self.engine.store.instance(&seen.iid).await;
+        now.is_ok_and(|now| {
+            now.is_some_and(|now| {
+                let there = now.instance;
+                let same = there.attributes == seen.attributes && there.facts == seen.facts;
+                now.open.is_none() && there.state == InstanceState::Ready && same
+            })
+        })
     }
 
     /// Forgets tombstones, and operations that newer ones followed, whose retention is over.

@@ -530,7 +530,7 @@ impl Store {
         let mut connection = self.reader().await?;
         let row = sqlx::query(
             "SELECT state, description, instance_usable, update_repeatable, kind FROM operations \
-             WHERE subject = $1 AND kind NOT IN ('revoke', 'retire', 'settle') AND (kind <> 'rotate' OR id = $2) ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
+             WHERE subject = $1 AND kind NOT IN ('revoke', 'retire', 'settle', 'credentials') AND (kind <> 'rotate' OR id = $2) ORDER BY CASE WHEN id = $2 THEN 0 ELSE 1 END, seq DESC LIMIT 1",
         )
         .bind(subject)
         .bind(operation.unwrap_or_default())

@@ -509,7 +509,7 @@ impl Store {
                 let rows = sqlx::query(
                     "SELECT o.id FROM operations o WHERE o.finished_at <= $1 AND EXISTS \
                      (SELECT 1 FROM operations l WHERE l.subject = o.subject AND l.seq > o.seq AND \
-                     (l.kind NOT IN ('revoke', 'rotate', 'retire', 'settle') OR o.kind IN ('revoke', 'rotate', 'retire', 'settle'))) LIMIT $2",
+                     (l.kind NOT IN ('revoke', 'rotate', 'retire', 'settle', 'credentials') OR o.kind IN ('revoke', 'rotate', 'retire', 'settle', 'credentials'))) LIMIT $2",
                 )
                 .bind(before)
                 .bind(most)

@@ -7,6 +7,7 @@
     missing_docs
 )]
 
+mod admin;
 mod architecture;
 mod audit;
 mod conformance;

@@ -14,6 +14,7 @@
     missing_docs
 )]
 
+mod administrators;
 mod alone;
 mod cluster;
 mod faults;

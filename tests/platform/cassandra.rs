@@ -131,6 +131,12 @@ async fn cassandra_keeps_the_contract() {
     contract::whole_life(&node).await;
 }
 
+#[tokio::test]
+async fn the_administrator_gets_new_credentials() {
+    let node = Node::prepared().await;
+    contract::administrator_rotates(&node, false).await;
+}
+
 /// One node for all of these, because starting one takes ten seconds of both processors.
 #[tokio::test]
 async fn a_node_from_its_first_moment_on() {

@@ -385,6 +385,28 @@ async fn from_the_catalog_to_the_last_refusal() {
         .await
         .unwrap();
 
+    // The administrator, too: the former credentials are in the broker's memory, and what follows works all the same.
+    let internal = format!("{}-int/metadata/", mission.name);
+    let (_, instances) = mission.vault(None, "LIST", &internal, None).await;
+    let kept = format!("{internal}{}", instances["data"]["keys"][0].as_str().unwrap());
+    let names = async || mission.vault(None, "LIST", &kept, None).await.1["data"]["keys"].clone();
+    assert_eq!(names().await, json!(["admin"]));
+    mission.admit().await;
+    let done = mission.run(&["credentials", "rotate", "--all"]);
+    assert!(
+        done.status.success() && said(&done).contains("1 under way"),
+        "{}",
+        said(&done)
+    );
+    until("the administrator has new credentials", async || {
+        names().await == json!(["admin-1"])
+    })
+    .await;
+    sqlx::query("INSERT INTO orders VALUES ('sail')")
+        .execute(&mut newer)
+        .await
+        .unwrap();
+
     // Unbind: every way in is closed, at once.
     let path = format!("/v2/service_instances/db/service_bindings/web?{query}");
     let began = Instant::now();

@@ -234,6 +234,50 @@ pub async fn whole_life(server: &dyn Server) {
     assert!(first_session.alive().await, "re-issue cut a session");
     drop(kit.login(&first).await);
 
+    // Rotation in place: a second user of the same binding under its other name, then the first name's turn again.
+    let other = kit
+        .bind(Grant {
+            second: true,
+            ..writer.grant.clone()
+        })
+        .await;
+    assert_ne!(writer.user.handle, other.user.handle);
+    let mut other_session = kit.login(&other).await;
+    other_session
+        .write("k", "in-place")
+        .await
+        .expect("the second user writes");
+    writer_session
+        .write("k", "meanwhile")
+        .await
+        .expect("the first one still writes");
+    assert_eq!(other_session.read("k").await, Ok(Some("meanwhile".to_owned())));
+    kit.exist(&[&first, &writer, &other, &reader]).await;
+    kit.revoke(&writer).await;
+    dies(writer_session.as_mut()).await;
+    kit.refused(&writer).await;
+    other_session
+        .write("k", "alone")
+        .await
+        .expect("the second one goes on");
+    let former = writer;
+    let writer = kit.bind(former.grant.clone()).await;
+    let mut writer_session = kit.login(&writer).await;
+    kit.refused(&former).await;
+    assert!(
+        other_session.alive().await,
+        "the first name's turn cut the second"
+    );
+    kit.revoke(&other).await;
+    dies(other_session.as_mut()).await;
+    kit.refused(&other).await;
+    writer_session
+        .write("k", "by-turns")
+        .await
+        .expect("the third one writes");
+    assert_eq!(reader_session.read("k").await, Ok(Some("by-turns".to_owned())));
+    kit.exist(&[&first, &writer, &reader]).await;
+
     // Rotation: the successor comes while the predecessor still works, then the predecessor goes.
     let second = kit.bind(grant("second", "owner")).await;
     assert_ne!(first.user.handle, second.user.handle);
@@ -293,4 +337,76 @@ pub async fn whole_life(server: &dyn Server) {
     kit.revoke(&last).await;
     dies(last_session.as_mut()).await;
     kit.exist(&[]).await;
+}
+
+/// The administrator gets new credentials: the former ones are refused, no binding notices, and a repeat is success.
+///
+/// `cuts`: whether the server can end sessions that were opened with the former ones.
+pub async fn administrator_rotates(server: &dyn Server, cuts: bool) {
+    let mut kit = Kit::new(server);
+    let (mechanism, before) = (server.mechanism(), kit.target());
+    assert!(mechanism.rotates_admin(&before.settings));
+    settle("prepare", || mechanism.prepare(&before)).await;
+    let bound = kit.bind(grant("tenant", "owner")).await;
+    let mut session = kit.login(&bound).await;
+    session.write("k", "before").await.expect("an owner writes");
+
+    let thief = NewUser {
+        handle: before.admin.text("username").to_owned(),
+        secret: before.admin.clone(),
+    };
+    let mut thief_session = server.login(&thief).await.expect("the administrator logs in");
+    assert!(thief_session.alive().await);
+    let next = mechanism.generate_admin(&before.settings).unwrap();
+    // Two workers may act for one operation at once, and whoever lost the answer asks again.
+    let (one, two) = tokio::join!(
+        settle("rotate", || mechanism.rotate_admin(&before, &next)),
+        settle("rotate", || mechanism.rotate_admin(&before, &next)),
+    );
+    assert_eq!((one, two), ((), ()));
+    settle("rotate again", || mechanism.rotate_admin(&before, &next)).await;
+    let after = Target {
+        admin: next,
+        ..before.clone()
+    };
+    settle("rotate to the same", || {
+        mechanism.rotate_admin(&after, &after.admin)
+    })
+    .await;
+    assert!(server.login(&thief).await.is_err(), "the former ones let in");
+    if cuts {
+        dies(thief_session.as_mut()).await;
+    }
+    let refused = mechanism.list(&before).await.expect_err("the former ones let in");
+    assert_eq!(
+        refused.kind,
+        PortErrorKind::Denied,
+        "{refused} ({})",
+        refused.detail
+    );
+
+    // The tenant goes on, and the broker works with the new ones.
+    assert!(session.alive().await);
+    session.write("k", "after").await.expect("the binding goes on");
+    drop(kit.login(&bound).await);
+    settle("prepare", || mechanism.prepare(&after)).await;
+    let other = kit.generate(grant("other", "readwrite"));
+    settle("issue", || mechanism.issue(&after, &other.grant, &other.user)).await;
+    settle("verify", || mechanism.verify(&after, &other.grant, &other.user)).await;
+    for gone in [&bound, &other] {
+        let handle = gone.user.handle.clone();
+        kit.revoked.push(RevokedHandle { handle, at: now() });
+        let after = Target {
+            revoked: kit.revoked.clone(),
+            ..after.clone()
+        };
+        settle("revoke", || mechanism.revoke(&after, &gone.user.handle)).await;
+        assert!(server.login(&gone.user).await.is_err(), "a binding is revoked");
+    }
+
+    // When neither of the two lets in, it says so and changes nothing.
+    let third = mechanism.generate_admin(&before.settings).unwrap();
+    let lost = mechanism.rotate_admin(&before, &third).await.unwrap_err();
+    assert_eq!(lost.kind, PortErrorKind::Denied, "{lost} ({})", lost.detail);
+    settle("list", || mechanism.list(&after)).await;
 }

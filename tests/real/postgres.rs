@@ -158,6 +158,41 @@ async fn prepared(server: &Pg) -> Kit<'_> {
     kit
 }
 
+/// The broker's own log-in gets another password: the former one is refused, no tenant notices, a repeat is success.
+#[tokio::test]
+async fn the_administrator_gets_new_credentials() {
+    let server = Pg::start();
+    contract::administrator_rotates(&server, true).await;
+    // Nobody but the server's operator knows it now, and the log tells nothing of it.
+    let former = server.admin.text("password");
+    assert!(server.connect("chandler", former, "postgres").await.is_err());
+    assert!(!server.running.log().contains(former));
+    let cockroach = json!({"dialect": "cockroachdb", "database": DATABASE});
+    assert!(
+        !Sql.rotates_admin(cockroach.as_object().unwrap()),
+        "not tried there"
+    );
+}
+
+#[tokio::test]
+async fn an_administrator_who_is_no_superuser_rotates_itself() {
+    let mut server = Pg::start();
+    let mut superuser = server.superuser("postgres").await;
+    ok(
+        &mut superuser,
+        "CREATE ROLE limited LOGIN CREATEROLE CREATEDB PASSWORD 'limited'",
+    )
+    .await;
+    server.admin = Secret::from_pairs([("username", "limited"), ("password", "limited")]);
+    let target = server.target();
+    let next = Secret::from_pairs([("username", "limited"), ("password", "Other1")]);
+    settle("rotate", || Sql.rotate_admin(&target, &next)).await;
+    assert!(server.connect("limited", "limited", "postgres").await.is_err());
+    let somebody = Secret::from_pairs([("username", "chandler"), ("password", "Other1")]);
+    let refused = Sql.rotate_admin(&target, &somebody).await.unwrap_err();
+    assert_eq!(refused.kind, PortErrorKind::Invalid, "nobody else's is changed");
+}
+
 #[tokio::test]
 async fn postgres_keeps_the_contract() {
     let server = Pg::start();

@@ -111,6 +111,18 @@ fn scoped(label: &str, role: &str, prefix: &str) -> Grant {
 }
 
 #[tokio::test]
+async fn the_administrator_gets_new_credentials() {
+    let server = Server7::start();
+    let saved = |server: &Server7| {
+        let hash = server.admin.text("password_sha256");
+        server.running.saved_users().contains(hash)
+    };
+    assert!(saved(&server));
+    contract::administrator_rotates(&server, true).await;
+    assert!(!saved(&server), "a restarted server refuses the former ones, too");
+}
+
+#[tokio::test]
 async fn redis_keeps_the_contract() {
     let server = Server7::start();
     contract::whole_life(&server).await;

@@ -163,4 +163,12 @@ impl CredentialMechanism for WithDefaults {
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
         self.inner.list(target).await
     }
+
+    fn rotates_admin(&self, settings: &Map<String, Value>) -> bool {
+        self.inner.rotates_admin(settings)
+    }
+
+    async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
+        self.inner.rotate_admin(target, next).await
+    }
 }

@@ -3,7 +3,7 @@
 use super::password;
 use crate::domain::names;
 use crate::domain::secret::Secret;
-use crate::ports::{PortError, PortResult};
+use crate::ports::{PortError, PortResult, Target};
 use std::future::Future;
 use std::time::Duration;
 
@@ -16,6 +16,17 @@ pub(super) fn administrator() -> PortResult<Secret> {
         ("username", ADMIN.to_owned()),
         ("password", password::generate()?),
     ]))
+}
+
+/// The administrator's name, provided it stays the same with its next credentials: nobody else's may be changed.
+pub(super) fn own_name<'a>(target: &Target, next: &'a Secret) -> PortResult<&'a str> {
+    let name = next.text("username");
+    if name.is_empty() || name != target.admin.text("username") {
+        return Err(PortError::invalid(
+            "The new credentials are not this administrator's; nothing was changed.",
+        ));
+    }
+    Ok(name)
 }
 
 /// Whether a name on a server is that of a binding's user.

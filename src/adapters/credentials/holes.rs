@@ -120,6 +120,8 @@ pub(super) enum Stage {
     Verify,
     Revoke,
     List,
+    /// The administrator gets new credentials: `user` and `password` are its own.
+    RotateAdmin,
 }
 
 impl Stage {
@@ -131,6 +133,7 @@ impl Stage {
             Self::Verify => "verify",
             Self::Revoke => "revoke",
             Self::List => "list",
+            Self::RotateAdmin => "rotate_admin",
         }
     }
 
@@ -155,8 +158,9 @@ impl Known<'_> {
         let stage = self.stage;
         let there = match name {
             "iid" => true,
-            "user" => stage.has_grant() || stage == Stage::Revoke,
-            "password" | "role" | "expires_at" => stage.has_grant(),
+            "user" => stage.has_grant() || matches!(stage, Stage::Revoke | Stage::RotateAdmin),
+            "password" => stage.has_grant() || stage == Stage::RotateAdmin,
+            "role" | "expires_at" => stage.has_grant(),
             name if name.starts_with("params.") => stage.has_grant(),
             name => self.values.contains_key(name) || self.more.contains(&name),
         };

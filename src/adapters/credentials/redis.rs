@@ -12,7 +12,7 @@
 //! that lost its users with its volume gets those that the others have when the instance is prepared, as each update
 //! does: no binding is made or revoked meanwhile. The server knows no expiry for users.
 
-use super::common::{ADMIN, not_this_bindings, own_handle, within};
+use super::common::{ADMIN, not_this_bindings, own_handle, own_name, within};
 use super::password;
 use crate::domain::instance::{Endpoint, Millis};
 use crate::domain::secret::Secret;
@@ -338,6 +338,37 @@ impl CredentialMechanism for Redis {
                 }
             }
             down.map_or(Ok(()), Err)
+        })
+        .await
+    }
+
+    fn rotates_admin(&self, _settings: &Map<String, Value>) -> bool {
+        true
+    }
+
+    async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
+        within(CALL_TIME, async {
+            let name = own_name(target, next)?;
+            for node in nodes(target) {
+                match Admin::open(target, node).await {
+                    Ok(mut admin) => {
+                        let mut change = cmd("ACL");
+                        change.arg("SETUSER").arg(name).arg("resetpass");
+                        change.arg(format!("#{}", sha256(next.text("password"))));
+                        admin.send::<()>(&change).await?;
+                    }
+                    // An earlier try got so far: then the next ones let in.
+                    Err(error) if error.kind == PortErrorKind::Denied => {}
+                    Err(error) => return Err(error),
+                }
+                let mut admin = Admin(connect(target, node, next).await?);
+                admin.save().await?;
+                // Whoever logged in with the former ones would stay.
+                let mut cut = cmd("CLIENT");
+                cut.arg("KILL").arg("USER").arg(name);
+                admin.send::<i64>(&cut).await?;
+            }
+            Ok(())
         })
         .await
     }

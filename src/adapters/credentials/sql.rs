@@ -57,6 +57,8 @@ pub(super) struct Login<'a> {
 pub(super) trait Dialect: Send + Sync {
     /// Whether role and privilege statements may share a transaction.
     fn atomic(&self) -> bool;
+    /// Ends every other session of the administrator; none where its password is not ours to exchange.
+    fn cut_own(&self) -> Option<&'static str>;
     /// Settings every administrator's session starts with; they win over what a tenant set for its database.
     fn session(&self, version: i32) -> Vec<(&'static str, &'static str)>;
     /// One row: the members of [`Facts`].
@@ -479,6 +481,44 @@ impl CredentialMechanism for Sql {
             let user = Ident::user(handle)?;
             let mut admin = Admin::open(target, user.name()).await?;
             admin.revoke(&user).await?;
+            admin.server.close().await;
+            Ok(())
+        })
+        .await
+    }
+
+    fn rotates_admin(&self, settings: &Map<String, Value>) -> bool {
+        Settings::parse(settings).is_ok_and(|settings| settings.dialect.cut_own().is_some())
+    }
+
+    async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
+        within(ISSUE_TIME, async {
+            let name = Ident::parse(next.text("username"))?;
+            let cut = Settings::of(target)?.dialect.cut_own();
+            let Some(cut) = cut.filter(|_| name.name() == target.admin.text("username")) else {
+                return Err(PortError::invalid(
+                    "The broker cannot exchange the administrator's credentials of this database server.",
+                ));
+            };
+            let after = Target {
+                admin: next.clone(),
+                ..target.clone()
+            };
+            match Admin::open(target, name.name()).await {
+                Ok(mut admin) => {
+                    // Nothing but the verifier crosses the network and can reach the server's log.
+                    let verifier = Verifier::new(next.text("password"))?;
+                    let change = format!("ALTER ROLE {name} PASSWORD {verifier}");
+                    admin.server.run_alone(&change).await?;
+                    admin.server.close().await;
+                }
+                // An earlier try got so far: then the next ones let in.
+                Err(error) if error.kind == PortErrorKind::Denied => {}
+                Err(error) => return Err(error),
+            }
+            let mut admin = Admin::open(&after, name.name()).await?;
+            // Whoever logged in with the former ones would stay.
+            admin.server.run_alone(cut).await?;
             admin.server.close().await;
             Ok(())
         })

@@ -17,6 +17,10 @@ impl Dialect for CockroachDb {
         false
     }
 
+    fn cut_own(&self) -> Option<&'static str> {
+        None
+    }
+
     fn session(&self, _version: i32) -> Vec<(&'static str, &'static str)> {
         vec![
             ("search_path", "pg_catalog"),

@@ -43,6 +43,13 @@ impl Dialect for Postgres {
         true
     }
 
+    fn cut_own(&self) -> Option<&'static str> {
+        Some(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE usename = current_user AND pid <> pg_backend_pid()",
+        )
+    }
+
     fn session(&self, version: i32) -> Vec<(&'static str, &'static str)> {
         let mut settings = vec![
             // Nothing a tenant made can stand in for a function or operator of the server.

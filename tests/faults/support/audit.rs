@@ -69,13 +69,24 @@ impl State {
 
     /// The administrator's secrets of an instance.
     pub async fn admin(&self, id: &str) -> Value {
-        let secret = self.sealed.get(&secret_name::admin(&self.iid(id))).await.unwrap();
+        let secret = self
+            .sealed
+            .get(&self.admin_name(&self.iid(id)).await)
+            .await
+            .unwrap();
         Value::Object(
             secret
                 .unwrap_or_else(|| panic!("{id} has no administrator"))
                 .expose()
                 .clone(),
         )
+    }
+
+    /// The name of the administrator's secrets that count.
+    async fn admin_name(&self, iid: &str) -> String {
+        let row = self.store.instance(iid).await.unwrap();
+        let number = row.and_then(|row| row.instance.facts.get("admin")?["now"].as_u64());
+        secret_name::nth_admin(iid, u32::try_from(number.unwrap_or(0)).unwrap())
     }
 
     /// Users of bindings that an instance's server knows.
@@ -184,7 +195,7 @@ impl State {
         let mut should = BTreeSet::new();
         for one in expected {
             let iid = self.iid(&one.id);
-            should.insert(secret_name::admin(&iid));
+            should.insert(self.admin_name(&iid).await);
             if one.service.generates() {
                 should.insert(secret_name::generated(&iid));
             }

@@ -13,6 +13,7 @@ use chandler::ports::{
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// What one instance is in the fake world.
@@ -30,6 +31,8 @@ pub struct FakeInstance {
     pub prepared: bool,
     /// The list of revoked handles as last stated.
     pub revoked: BTreeSet<String>,
+    /// The administrator's password: that of whoever logged in first.
+    pub admin: Option<String>,
 }
 
 /// When a fault strikes.
@@ -84,6 +87,8 @@ pub struct World {
     pub passwords: std::sync::atomic::AtomicU64,
     /// What lies around the servers.
     pub around: Around,
+    /// Whether administrators' passwords differ from one another.
+    pub own_admins: std::sync::atomic::AtomicBool,
 }
 
 impl World {
@@ -292,6 +297,19 @@ impl Provisioner for FakeProvisioner {
 pub struct FakeMechanism(pub Arc<World>);
 
 impl FakeMechanism {
+    /// The administrator logs in.
+    fn logged_in(&self, target: &Target) -> PortResult<()> {
+        let password = target.admin.text("password");
+        let present = self.with(&target.iid, |i| {
+            i.admin.get_or_insert_with(|| password.to_owned()).clone()
+        })?;
+        if present == password {
+            Ok(())
+        } else {
+            Err(PortError::denied("the administrator's password is wrong"))
+        }
+    }
+
     fn with<T>(&self, iid: &str, act: impl FnOnce(&mut FakeInstance) -> T) -> PortResult<T> {
         let mut all = self.0.instances.lock().unwrap();
         match all.get_mut(iid) {
@@ -312,17 +330,18 @@ impl CredentialMechanism for FakeMechanism {
     }
 
     fn generate_admin(&self, _: &Map<String, Value>) -> PortResult<Secret> {
+        let mut password = "AdminSecretOfTheFakeWorld".to_owned();
+        if self.0.own_admins.load(Ordering::Relaxed) {
+            password.push_str(&self.0.passwords.fetch_add(1, Ordering::Relaxed).to_string());
+        }
         Ok(Secret::from_pairs([
-            ("username", "admin"),
-            ("password", "AdminSecretOfTheFakeWorld"),
+            ("username", "admin".to_owned()),
+            ("password", password),
         ]))
     }
 
     fn generate_user(&self, _: &Target, grant: &Grant, _: Millis) -> PortResult<NewUser> {
-        let n = self
-            .0
-            .passwords
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let n = self.0.passwords.fetch_add(1, Ordering::Relaxed);
         let handle = grant.user();
         Ok(NewUser {
             secret: Secret::from_pairs([
@@ -335,12 +354,14 @@ impl CredentialMechanism for FakeMechanism {
 
     async fn prepare(&self, target: &Target) -> PortResult<()> {
         self.0.strike("prepare", When::Before).await?;
+        self.logged_in(target)?;
         self.with(&target.iid, |i| i.prepared = true)?;
         self.0.strike("prepare", When::After).await
     }
 
     async fn issue(&self, target: &Target, grant: &Grant, user: &NewUser) -> PortResult<()> {
         self.0.strike("issue", When::Before).await?;
+        self.logged_in(target)?;
         let entry = (user.secret.text("password").to_owned(), grant.role.clone());
         self.0.told.lock().unwrap().push(format!(
             "{target:?} {:?} {grant:?} {}",
@@ -365,6 +386,7 @@ impl CredentialMechanism for FakeMechanism {
 
     async fn revoke(&self, target: &Target, handle: &str) -> PortResult<()> {
         self.0.strike("revoke", When::Before).await?;
+        self.logged_in(target)?;
         self.0.around.revoked(handle);
         let whole = *self.0.whole_list.lock().unwrap();
         self.with(&target.iid, |i| {
@@ -382,7 +404,25 @@ impl CredentialMechanism for FakeMechanism {
         self.0.strike("revoke", When::After).await
     }
 
+    fn rotates_admin(&self, _: &Map<String, Value>) -> bool {
+        !*self.0.whole_list.lock().unwrap()
+    }
+
+    async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
+        let password = next.text("password").to_owned();
+        let there = self.with(&target.iid, |i| i.admin.clone())?;
+        let done = there.as_ref() == Some(&password);
+        let call = if done { "confirm_admin" } else { "rotate_admin" };
+        self.0.strike(call, When::Before).await?;
+        if !done {
+            self.logged_in(target)?;
+            self.with(&target.iid, |i| i.admin = Some(password))?;
+        }
+        self.0.strike(call, When::After).await
+    }
+
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
+        self.logged_in(target)?;
         self.with(&target.iid, |i| i.users.keys().cloned().collect())
     }
 

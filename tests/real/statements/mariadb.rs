@@ -155,6 +155,11 @@ impl Server for MariaDb {
 }
 
 #[tokio::test]
+async fn the_administrator_gets_new_credentials() {
+    contract::administrator_rotates(&MariaDb::start(), true).await;
+}
+
+#[tokio::test]
 async fn the_example_keeps_the_contract_on_mariadb() {
     let server = MariaDb::start();
     contract::whole_life(&server).await;

@@ -144,6 +144,46 @@ async fn statements_on_postgres_keep_the_contract() {
 
 /// A name that would end every kind of quote there is does nothing but name things.
 #[tokio::test]
+async fn the_administrator_gets_new_credentials() {
+    let server = Ledger::start("app");
+    contract::administrator_rotates(&server, true).await;
+    let former = server.service.admin.text("password");
+    assert!(!server.running.log().contains(former));
+}
+
+#[tokio::test]
+async fn statements_that_do_not_exchange_the_password_are_told() {
+    let change = "ALTER ROLE {user:identifier} PASSWORD {verifier:literal}";
+    for (other, said) in [
+        (
+            "SELECT {verifier:literal} WHERE {user:literal} = ''",
+            PortErrorKind::Denied,
+        ),
+        ("CREATE ROLE {password:identifier}", PortErrorKind::Denied),
+    ] {
+        assert!(BINDING.contains(change));
+        let server = Ledger::with(&BINDING.replace(change, other), "app");
+        let target = server.target();
+        let next = server.mechanism().generate_admin(&target.settings).unwrap();
+        let error = server.mechanism().rotate_admin(&target, &next).await.unwrap_err();
+        assert_eq!(error.kind, said, "{error} ({})", error.detail);
+        assert!(!error.detail.contains(next.text("password")), "{}", error.detail);
+        settle("list", || server.mechanism().list(&target)).await;
+    }
+    // And where nothing says how, nothing is changed.
+    let at = BINDING.find("  rotate_admin:").unwrap();
+    let end = BINDING.find("endpoint: client").unwrap();
+    let without = format!("{}{}", &BINDING[..at], &BINDING[end..]);
+    let server = Ledger::with(&without, "app");
+    let target = server.target();
+    assert!(!server.mechanism().rotates_admin(&target.settings));
+    let next = server.mechanism().generate_admin(&target.settings).unwrap();
+    let error = server.mechanism().rotate_admin(&target, &next).await.unwrap_err();
+    assert_eq!(error.kind, PortErrorKind::Invalid);
+    settle("list", || server.mechanism().list(&target)).await;
+}
+
+#[tokio::test]
 async fn a_hostile_name_is_only_a_name() {
     let name = "x\"; DROP ROLE y; --'); $$ \\' {user:literal}";
     let server = Ledger::start(name);

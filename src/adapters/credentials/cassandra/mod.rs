@@ -19,7 +19,7 @@
 
 mod session;
 
-use super::common::{administrator, is_user, not_this_bindings, within};
+use super::common::{administrator, is_user, not_this_bindings, own_name, within};
 use super::password;
 use super::sql_text::Ident;
 use crate::domain::instance::Millis;
@@ -475,6 +475,53 @@ impl CredentialMechanism for Cassandra {
         within(CALL_TIME, async {
             let user = Ident::user(handle)?;
             Admin::open(target).await?.revoke(&user).await
+        })
+        .await
+    }
+
+    fn rotates_admin(&self, _settings: &Map<String, Value>) -> bool {
+        true
+    }
+
+    /// The server cannot end sessions: one that was opened with the former password stays until it is closed.
+    async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
+        within(CALL_TIME, async {
+            let name = Ident::parse(own_name(target, next)?)?;
+            // Nodes that we do not speak to remember a password for some seconds.
+            let several = Settings::of(target)?.replication > 1;
+            let not_yet = |error: PortError| match error.kind {
+                PortErrorKind::Denied if several => {
+                    PortError::transient("The servers do not let their administrator in yet.")
+                        .with_detail(error.detail)
+                }
+                _ => error,
+            };
+            match Admin::open(target).await {
+                Ok(admin) => {
+                    let hash = Hash::new(next.text("password"))?;
+                    let change = format!("ALTER ROLE {name} WITH HASHED PASSWORD = {hash}");
+                    admin.0.run(&change).await?;
+                    admin.forget(&name).await?;
+                }
+                // An earlier try got so far: then the next ones let in.
+                Err(error) if error.kind == PortErrorKind::Denied => {}
+                Err(error) => return Err(error),
+            }
+            let after = Target {
+                admin: next.clone(),
+                ..target.clone()
+            };
+            Admin::open(&after).await.map_err(not_yet)?;
+            if target.admin == *next {
+                return Ok(());
+            }
+            match Admin::open(target).await {
+                Err(error) if error.kind == PortErrorKind::Denied => Ok(()),
+                Err(error) => Err(error),
+                Ok(_) => Err(PortError::transient(
+                    "The server still lets its administrator in with the former password.",
+                )),
+            }
         })
         .await
     }

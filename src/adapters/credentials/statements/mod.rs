@@ -15,12 +15,12 @@ mod session;
 mod settings;
 mod text;
 
-use super::common::{administrator, is_user, own_handle, within};
+use super::common::{administrator, is_user, own_handle, own_name, within};
 use super::holes::{self, Filling};
 use super::sql_text::Verifier;
 use crate::domain::instance::Millis;
 use crate::domain::secret::Secret;
-use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortResult, Target};
+use crate::ports::{CredentialMechanism, Grant, NewUser, PortError, PortErrorKind, PortResult, Target};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use session::{Place, Session};
@@ -296,6 +296,53 @@ impl CredentialMechanism for Statements {
         .await
     }
 
+    fn rotates_admin(&self, settings: &Map<String, Value>) -> bool {
+        Settings::parse(settings).is_ok_and(|settings| !settings.rotate_admin.is_empty())
+    }
+
+    async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
+        within(CALL_TIME, async {
+            let name = own_name(target, next)?;
+            let settings = Settings::of(target)?;
+            if settings.rotate_admin.is_empty() {
+                return Err(PortError::invalid(
+                    "This service does not say how its administrator's credentials are exchanged; nothing was changed.",
+                ));
+            }
+            let mut filling = Filling::handle(target, &settings.values, name);
+            filling.set("password", next.text("password").into());
+            if settings.dialect == Dialect::Postgres {
+                let verifier = Verifier::new(next.text("password"))?.to_string();
+                filling.set("verifier", verifier.trim_matches('\'').into());
+            }
+            let after = Target {
+                admin: next.clone(),
+                ..target.clone()
+            };
+            // After an earlier try that got so far, the next ones let in; the list goes to its end all the same.
+            let mut admin = match Work::administer(target, &settings, "rotate_admin").await {
+                Err(error) if error.kind == PortErrorKind::Denied => {
+                    Work::administer(&after, &settings, "rotate_admin").await?
+                }
+                opened => opened?,
+            };
+            admin.go_through(&settings.rotate_admin, "", &mut filling).await?;
+            admin.close().await;
+            Work::administer(&after, &settings, "rotate_admin").await?.close().await;
+            if target.admin == *next {
+                return Ok(());
+            }
+            match Work::administer(target, &settings, "rotate_admin").await {
+                Err(error) if error.kind == PortErrorKind::Denied => Ok(()),
+                Err(error) => Err(error),
+                Ok(_) => Err(PortError::invalid(
+                    "The statements of this service leave the administrator's former password in force; its operator has to mend them.",
+                )),
+            }
+        })
+        .await
+    }
+
     async fn list(&self, target: &Target) -> PortResult<Vec<String>> {
         within(CALL_TIME, async {
             let settings = Settings::of(target)?;
@@ -317,7 +364,6 @@ mod tests {
     use crate::domain::catalog::{admin_members, user_members};
     use crate::domain::instance::Endpoint;
     use crate::domain::names;
-    use crate::ports::PortErrorKind;
     use serde_json::json;
 
     fn target() -> Target {

@@ -7,7 +7,7 @@ use crate::ports::{PortResult, Target};
 use serde_json::{Map, Value};
 
 /// The members there are.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "dialect",
     "database",
     "maintenance_database",
@@ -19,6 +19,7 @@ const KNOWN: [&str; 11] = [
     "verify",
     "revoke",
     "list",
+    "rotate_admin",
 ];
 
 /// The members of an entry of a list.
@@ -59,6 +60,8 @@ pub(super) struct Settings {
     pub revoke: Vec<Entry>,
     /// A query whose first column are users' names.
     pub list: Sql,
+    /// Empty where the administrator's credentials cannot be exchanged.
+    pub rotate_admin: Vec<Entry>,
 }
 
 impl Settings {
@@ -89,11 +92,16 @@ impl Settings {
         let issue = read(Stage::Issue);
         let verify = read(Stage::Verify);
         let revoke = read(Stage::Revoke);
+        let rotate_admin = read(Stage::RotateAdmin);
         for (stage, entries, needed) in [
             (Stage::Issue, &issue, &["user"][..]),
             (Stage::Issue, &issue, &["password", "verifier"]),
             (Stage::Revoke, &revoke, &["user"]),
+            (Stage::RotateAdmin, &rotate_admin, &["password", "verifier"]),
         ] {
+            if stage == Stage::RotateAdmin && !settings.contains_key(stage.word()) {
+                continue;
+            }
             let mentions = |entry: &Entry| {
                 let texts = [&entry.sql, &entry.for_each, &entry.until];
                 let mut texts = texts.into_iter().flatten();
@@ -134,6 +142,7 @@ impl Settings {
                 verify,
                 revoke,
                 list,
+                rotate_admin,
             }),
             _ => Err(errors),
         }
@@ -199,7 +208,8 @@ fn entry(
     };
     holes::unknown(members, &MEMBERS, &path, errors);
     let mut more = Vec::new();
-    if dialect == Dialect::Postgres && matches!(stage, Stage::Issue | Stage::Verify) {
+    let has_password = matches!(stage, Stage::Issue | Stage::Verify | Stage::RotateAdmin);
+    if dialect == Dialect::Postgres && has_password {
         more.push("verifier");
     }
     // The query that gives `{each}` cannot use it.
@@ -291,7 +301,27 @@ mod tests {
             "verify": [{"until": "SELECT {role:literal}"}],
             "revoke": [{"sql": "KILL {each:number}", "for_each": "SELECT {user:literal}", "inside": true}],
             "list": "SELECT rolname FROM pg_roles",
+            "rotate_admin": ["ALTER ROLE {user:identifier} PASSWORD {verifier:literal}"],
         })
+    }
+
+    #[test]
+    fn how_the_administrator_rotates_need_not_be_said_but_must_be_right() {
+        let mut settings = good();
+        settings.as_object_mut().unwrap().remove("rotate_admin");
+        assert_eq!(errors(&settings), Vec::<String>::new());
+        for (list, said) in [
+            (json!([]), "no statement names"),
+            (json!(["SELECT {user:literal}"]), "no statement names"),
+            (
+                json!(["SELECT {password:literal} , {role:literal}"]),
+                "not known in `rotate_admin`",
+            ),
+        ] {
+            settings["rotate_admin"] = list;
+            let found = errors(&settings);
+            assert!(found.len() == 1 && found[0].contains(said), "{found:?}");
+        }
     }
 
     #[test]
@@ -300,6 +330,7 @@ mod tests {
         let mut settings = good();
         settings["dialect"] = json!("mysql");
         settings["issue"] = json!(["CREATE USER {user:literal} IDENTIFIED BY {password:literal}"]);
+        settings["rotate_admin"] = json!(["ALTER USER {user:literal} IDENTIFIED BY {password:literal}"]);
         settings["prepare"] = json!([]);
         settings["sslmode"] = json!("verify-full");
         assert_eq!(errors(&settings), Vec::<String>::new());
