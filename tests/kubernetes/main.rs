@@ -16,6 +16,7 @@
 
 mod alone;
 mod cluster;
+mod delivery;
 mod faults;
 mod flows;
 mod further;
