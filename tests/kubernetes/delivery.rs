@@ -30,7 +30,6 @@ async fn stage() -> (Stage, [String; 2]) {
         "reconcile_minutes": 0,
         "secret_namespaces": {"cf": spaces},
     });
-    stage.served.settings["engine"]["sweep_seconds"] = json!(1);
     (stage, spaces)
 }
 
