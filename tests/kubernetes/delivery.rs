@@ -126,6 +126,38 @@ fn redis_cli(command: &str) -> String {
     )
 }
 
+/// What a server says to a change that makes an entry of a Secret a label, asked by somebody who may not read it.
+async fn quoted(somebody: &Kubectl, namespace: &str, name: &str, entry: &str) -> String {
+    let view = ["config", "view", "--raw", "--minify", "--flatten", "-o", "json"];
+    let view: Value = serde_json::from_str(&somebody.ok(&view).await).unwrap();
+    let server = view["clusters"][0]["cluster"]["server"].as_str().unwrap();
+    let authority = view["clusters"][0]["cluster"]["certificate-authority-data"].as_str();
+    let authority = BASE64.decode(authority.unwrap()).unwrap();
+    let client = reqwest::Client::builder()
+        .add_root_certificate(reqwest::Certificate::from_pem(&authority).unwrap())
+        .timeout(Duration::from_secs(20))
+        .no_proxy()
+        .build()
+        .unwrap();
+    let change = json!([
+        {"op": "add", "path": "/metadata/labels", "value": {}},
+        {"op": "copy", "from": format!("/data/{entry}"), "path": "/metadata/labels/word"},
+    ]);
+    client
+        .patch(format!(
+            "{server}/api/v1/namespaces/{namespace}/secrets/{name}?dryRun=All"
+        ))
+        .bearer_auth(view["users"][0]["user"]["token"].as_str().unwrap())
+        .header("content-type", "application/json-patch+json")
+        .body(change.to_string())
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap()
+}
+
 /// What `chandler reconcile` says, and whether it is content.
 fn reconciled(scene: &Scene) -> (bool, String) {
     let arguments = ["reconcile", "--repair", "--config", scene.stage.served.file()];
@@ -329,6 +361,16 @@ async fn secrets_of_others_are_left_alone_and_a_namespace_may_go() {
     let output = broker.run_with(&create, &mine.to_string()).await;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("denied request"), "{said}");
+
+    // And what neither roles nor the policy keep from whoever has its token: docs/security.md says so.
+    let theirs = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "theirs", "namespace": shop},
+        "data": {"word": BASE64.encode("hunter2?")}});
+    kubectl.apply_object(&theirs).await;
+    let said = quoted(&broker, &shop, "theirs", "word").await;
+    assert!(
+        said.contains(&BASE64.encode("hunter2?")),
+        "it is safer than the documentation says: {said}"
+    );
 
     // The application's team removes its namespace first, and with it the broker's rights there.
     osb.bind(POSTGRES, &id, "left", json!({"secret_namespace": blog}))
