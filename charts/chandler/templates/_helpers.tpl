@@ -128,9 +128,6 @@ capabilities: {drop: [ALL]}
 {{- if and .Values.keycloak.url (not .Values.keycloak.existingSecret) -}}
 {{- $wrong = append $wrong "keycloak.existingSecret must be given: the Secret with what the broker's client logs in by (`chandler bootstrap keycloak --apply` makes the file)" -}}
 {{- end -}}
-{{- if and .Values.rbac.create (dig "bindings" "secret_namespaces" dict .Values.config) -}}
-{{- $wrong = append $wrong "config.bindings.secret_namespaces: the chart gives no rights in applications' namespaces; set rbac.create: false and apply what `chandler rbac` prints" -}}
-{{- end -}}
 {{- if and (eq .Values.tenancy.mode "shared") (not .Values.tenancy.namespace) -}}
 {{- $wrong = append $wrong "tenancy.namespace must be given for tenancy.mode shared: the namespace that all instances live in" -}}
 {{- end -}}
