@@ -39,7 +39,7 @@ given() {
   while read -r kind path; do
     mkdir -p "$(dirname "$dir/$path")"
     case $kind in
-      cert_file) printf -- '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n' ;;
+      cert_file | ca_file) printf -- '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n' ;;
       key_file) printf -- '-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n' ;;
       password_hash_file) printf '%s\n' "$password_hash" ;;
       *) head -c 32 /dev/urandom | base64 -w 0 ;;
@@ -103,6 +103,21 @@ has 0 ServiceMonitor monitoring # the cluster has no such kind
 has 1 ServiceMonitor monitoring-monitored
 has 1 PrometheusRule monitoring-monitored
 has 0 ServiceAccount catalog
+has 4 Role secrets # of instances, and in each of three namespaces
+
+# mounts WHAT SHAPE: a line of the broker's volume or of its policy, as it is rendered.
+mounts() { grep -qF -- "$1" "$room/$2.yaml" || fail "$2 has no '$1'"; }
+mounts '- serviceAccountToken: {audience: "vault", expirationSeconds: 600, path: secrets/vault/token}' vault
+mounts 'items: [{key: "root.pem", path: secrets/keycloak/ca.crt}]' vault
+mounts '- {key: "secret", path: secrets/vault/secret-id}' vault-approle
+mounts '- {key: "key.pem", path: secrets/keycloak/private-key}' vault-approle
+mounts '- {port: 8443, protocol: TCP}' vault-approle
+mounts '- {port: 8200, protocol: TCP}' vault
+if ! render -f $chart/ci/vault-values.yaml --set vault.login.kind=token,vault.login.existingSecret=a |
+  grep -qF 'items: [{key: "token", path: secrets/vault/token}]'; then
+  fail "the log-in token has no token"
+fi
+if grep -q serviceAccountToken "$room/vault-approle.yaml" "$room/sqlite.yaml"; then fail "a token for a vault that does not ask for one"; fi
 
 # refused SENTENCE ARGUMENT…: rendering with these arguments fails, and says so.
 refused() {
@@ -114,7 +129,16 @@ refused() {
     fail "refused without saying '$sentence': $* says $(cat "$room/said")"
   fi
 }
-least=(-f "$chart/ci/sqlite-values.yaml") two=(-f "$chart/ci/postgres-values.yaml")
+least=(-f "$chart/ci/sqlite-values.yaml") two=(-f "$chart/ci/postgres-values.yaml") vault=(-f "$chart/ci/vault-values.yaml")
+refused "'secretId' not allowed" "${vault[@]}" --set vault.login.secretId=hunter2
+refused "'clientSecret' not allowed" "${vault[@]}" --set keycloak.clientSecret=hunter2
+refused "at '/vault/address'" "${vault[@]}" --set vault.address=vault.example.com:8200
+refused "at '/vault/login/tokenSeconds'" "${vault[@]}" --set vault.login.tokenSeconds=60
+refused 'vault.address and keycloak.url belong together' "${vault[@]}" --set keycloak.url=
+refused 'vault.address and keycloak.url belong together' "${vault[@]}" --set vault.address=
+refused 'vault.login.existingSecret must be given for vault.login.kind token' "${vault[@]}" --set vault.login.kind=token
+refused 'vault.login.existingSecret is only for' "${vault[@]}" --set vault.login.existingSecret=a
+refused 'keycloak.existingSecret must be given' "${vault[@]}" --set keycloak.existingSecret=
 refused "'replica' not allowed" "${least[@]}" --set replica=2
 refused "'retention_dayz' not allowed" "${least[@]}" --set config.osb.retention_dayz=3
 refused "'password' not allowed" "${least[@]}" --set 'platforms[0].password=hunter2'

@@ -52,12 +52,6 @@ inside=("${CHANDLER_TESTBED_ENTER:?}")
 vault=$(tests/testbed/servers/vault/build)
 export VAULT_BIN=$vault/vault VAULT_PLUGINS=$vault/plugins
 on_the_node "$@"
-if [ $# = 0 ]; then
-  # The program the tests ran, not one built with optimisation: that would take minutes more and test the same.
-  CHANDLER=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/debug/chandler
-  export CHANDLER
-  tests/testbed/chart
-fi
 
 # Somebody else may use a testbed that ran before.
 if [ -z "$ran_before" ]; then
@@ -79,6 +73,10 @@ for name in keycloak vault; do
 done
 exports=$(tests/testbed/up keycloak vault)
 eval "$exports"
+# The program the tests ran, not one built with optimisation: that would take minutes more and test the same.
+CHANDLER=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/debug/chandler
+export CHANDLER
+tests/testbed/chart
 run platform
 run platform -- --ignored keycloak::
 # The whole sentence with pods; `platform` has it with a local server.

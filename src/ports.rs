@@ -534,6 +534,19 @@ pub struct SecretPlace {
     pub name: String,
 }
 
+/// How the Secret of a binding is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretState {
+    /// As the broker made it, as far as can be told without reading it.
+    Whole,
+    /// The binding's, with content that somebody else wrote.
+    Edited,
+    /// There is none.
+    Absent,
+    /// There is one of its name that is somebody else's.
+    Anothers,
+}
+
 /// Puts credentials where pods of a cluster can mount them (servicebinding.io).
 #[async_trait]
 pub trait SecretProjection: Send + Sync {
@@ -548,6 +561,9 @@ pub trait SecretProjection: Send + Sync {
 
     /// Removes the Secret if it is the binding's; an absent one is success, and so is somebody else's, which is left alone.
     async fn remove(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<()>;
+
+    /// How the Secret is found; what it holds is not read.
+    async fn state(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<SecretState>;
 }
 
 /// How bad a [`Finding`] is.

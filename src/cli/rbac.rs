@@ -44,10 +44,10 @@ pub(super) fn run(args: &RbacArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same for the chart, one text for each tenancy: with placeholders that its templates replace, and for a broker that
-/// runs in the cluster.
-pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 2] {
-    let text = |tenancy: Tenancy| {
+/// The same for the chart, a text for each tenancy, without and with Secrets in applications' namespaces: with placeholders
+/// that its templates replace, and for a broker that runs in the cluster.
+pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 4] {
+    let text = |tenancy: Tenancy, applications: &[&str]| {
         let section = config::Kubernetes {
             tenancy,
             namespace: "placeholder-instances".into(),
@@ -55,16 +55,33 @@ pub(super) fn for_chart(catalog: &Catalog) -> [(&'static str, String); 2] {
             transport: Transport::Direct,
             ..config::Kubernetes::default()
         };
-        let settings = app::kubernetes_settings(&section, &config::Bindings::default());
+        let namespaces = applications.iter().map(|&name| name.to_owned()).collect();
+        let bindings = config::Bindings {
+            secret_namespaces: [("any".to_owned(), namespaces)].into(),
+            ..config::Bindings::default()
+        };
+        let settings = app::kubernetes_settings(&section, &bindings);
         let account = ("placeholder-namespace", "placeholder-account");
         rbac::yaml(&rbac::manifests(&settings, &catalog.offerings, account))
     };
+    let applications = ["placeholder-application"];
     [
         (
             "charts/chandler/files/rbac-instance.yaml",
-            text(Tenancy::Instance),
+            text(Tenancy::Instance, &[]),
         ),
-        ("charts/chandler/files/rbac-shared.yaml", text(Tenancy::Shared)),
+        (
+            "charts/chandler/files/rbac-shared.yaml",
+            text(Tenancy::Shared, &[]),
+        ),
+        (
+            "charts/chandler/files/rbac-instance-secrets.yaml",
+            text(Tenancy::Instance, &applications),
+        ),
+        (
+            "charts/chandler/files/rbac-shared-secrets.yaml",
+            text(Tenancy::Shared, &applications),
+        ),
     ]
 }
 

@@ -42,9 +42,11 @@ fn line(finding: &Finding) -> String {
 }
 
 fn summary(report: &Report, mend: Mend) -> String {
-    let [clients, secrets, users] = report.looked_at;
+    let [clients, secrets, users, copies] = report.looked_at;
     let found: u64 = report.found.values().sum();
-    let looked = format!("Compared {clients} clients, {secrets} secrets and {users} users with the rows");
+    let looked = format!(
+        "Compared {clients} clients, {secrets} secrets, {users} users and {copies} Secrets in namespaces with the rows"
+    );
     let left_out = if Kind::ALL.iter().all(|kind| report.found.contains_key(kind)) {
         ""
     } else {
@@ -76,7 +78,7 @@ mod tests {
             "client_unknown    osb-b-x  --remove takes it away"
         );
         let mut report = Report {
-            looked_at: [3, 3, 4],
+            looked_at: [3, 3, 4, 2],
             ..Report::default()
         };
         for kind in Kind::ALL {
@@ -84,7 +86,7 @@ mod tests {
         }
         assert_eq!(
             summary(&report, Mend::default()),
-            "Compared 3 clients, 3 secrets and 4 users with the rows: everything agrees."
+            "Compared 3 clients, 3 secrets, 4 users and 2 Secrets in namespaces with the rows: everything agrees."
         );
         report.found.insert(Kind::ClientUnknown, 1);
         report.found.remove(&Kind::SecretEnded);

@@ -1,5 +1,5 @@
 //! Compares what the rows say of bindings with what is there: clients at the identity provider, secrets in the vault,
-//! users on the instances' servers. On a timer it only tells; an operator may have it put right what it finds.
+//! users on the instances' servers, Secrets in applications' namespaces (of these each by its name: nobody may list them). On a timer it only tells; an operator may have it put right what it finds.
 //!
 //! What must stay true: it holds a page at a time (of users: the names on eight servers) and asks the rows about a page at
 //! once, so its memory does not grow with the number of bindings. The world is read before the rows, and rows are written before anything is made outside, so
@@ -18,13 +18,13 @@ pub use finding::{Done, Finding, Kind, Report};
 
 use super::instance_steps::target;
 use super::{Engine, outside};
-use crate::domain::delivery::BindingRef;
+use crate::domain::delivery::{BindingRef, Delivery};
 use crate::domain::instance::{Instance, InstanceState, Millis};
 use crate::domain::names;
-use crate::ports::{CredentialMechanism, PortError, PortResult, Target};
+use crate::ports::{CredentialMechanism, PortError, PortErrorKind, PortResult, Target};
 use crate::store::{Fail, KnownBinding};
 use crate::telemetry;
-use finding::{Standing, of_client, of_secret, of_user, standing};
+use finding::{Standing, of_client, of_copy, of_secret, of_user, standing};
 use futures::StreamExt;
 use seen::Seen;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,9 @@ const PAGE: usize = 200;
 const SIDE_BY_SIDE: usize = 8;
 /// Findings of one kind that the timer writes into the log each time.
 const LOGGED: u64 = 20;
+
+/// What is said of Secrets in applications' namespaces.
+const COPIES: [Kind; 3] = [Kind::CopyMissing, Kind::CopyEdited, Kind::CopyStrange];
 
 /// What may be changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,6 +117,7 @@ impl Reconciler {
         if let Some(seen) = walk.clients().await? {
             walk.missing(Source::Identity, &seen).await?;
         }
+        walk.copies().await?;
         Ok(walk.report)
     }
 }
@@ -288,6 +292,56 @@ impl Walk<'_> {
                     Source::Vault if in_vault => self.secret_missing(binding).await?,
                     Source::Identity if has_client => self.client_missing(binding).await?,
                     _ => {}
+                }
+            }
+        }
+    }
+
+    /// The Secret of every valid binding that has one in its application's namespace.
+    async fn copies(&mut self) -> Result<(), Fail> {
+        let Some(projection) = self.engine.ports.projection.clone() else {
+            self.looked_at(&COPIES);
+            return Ok(());
+        };
+        let mut after = String::new();
+        loop {
+            let page = self.valid_page(&mut after, None).await?;
+            if page.is_empty() {
+                self.looked_at(&COPIES);
+                return Ok(());
+            }
+            let began = self.began;
+            let states = page
+                .into_iter()
+                .filter(|known| known.binding.delivery == Delivery::Secret)
+                .filter(|known| standing(Some(known), began) == Standing::Valid)
+                .map(|KnownBinding { binding, .. }| {
+                    let projection = Arc::clone(&projection);
+                    async move {
+                        let place = outside::place(&binding);
+                        let state = projection.state(&binding.reference(), &place).await;
+                        (binding, place, state)
+                    }
+                });
+            let mut states = futures::stream::iter(states).buffered(SIDE_BY_SIDE);
+            while let Some((binding, place, state)) = states.next().await {
+                self.report.looked_at[3] += 1;
+                let what = format!("{}/{}", place.namespace, place.name);
+                let kind = match state {
+                    Ok(state) => of_copy(state),
+                    Err(error) => {
+                        self.unread(&format!("the Secret {what}"), &error);
+                        // Nor would it answer about the next ones.
+                        if error.kind == PortErrorKind::Transient {
+                            return Ok(());
+                        }
+                        None
+                    }
+                };
+                if let Some(kind) = kind
+                    && self.is_still(&binding.bid, Standing::Valid).await?
+                {
+                    self.found(kind, what, Done::Told(kind.advice()));
                 }
             }
         }

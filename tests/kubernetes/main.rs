@@ -17,6 +17,7 @@
 mod administrators;
 mod alone;
 mod cluster;
+mod delivery;
 mod faults;
 mod flows;
 mod further;

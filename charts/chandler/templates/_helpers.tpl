@@ -76,6 +76,13 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{/* The port in an address: what it names, else its scheme's own. */}}
+{{- define "chandler.portOf" -}}
+{{- $host := index (splitList "/" (last (splitList "://" .))) 0 -}}
+{{- $port := regexFind ":[0-9]+$" $host | trimPrefix ":" -}}
+{{- default (ternary "80" "443" (hasPrefix "http://" .)) $port -}}
+{{- end -}}
+
 {{/* What the schema cannot say, all of it at once. */}}
 {{- define "chandler.check" -}}
 {{- $wrong := list -}}
@@ -106,6 +113,20 @@ capabilities: {drop: [ALL]}
 {{- if not .Values.store.postgres.existingSecret -}}
 {{- $wrong = append $wrong "store.postgres.existingSecret must be given for store.kind postgres: the Secret with the database's password" -}}
 {{- end -}}
+{{- end -}}
+{{- with .Values.vault -}}
+{{- if ne (not .address) (not $.Values.keycloak.url) -}}
+{{- $wrong = append $wrong "vault.address and keycloak.url belong together: applications log in to the vault with their client's token; set both or neither" -}}
+{{- end -}}
+{{- if and .address (ne .login.kind "kubernetes") (not .login.existingSecret) -}}
+{{- $wrong = append $wrong (printf "vault.login.existingSecret must be given for vault.login.kind %s: the Secret with what the broker logs in by" .login.kind) -}}
+{{- end -}}
+{{- if and (eq .login.kind "kubernetes") .login.existingSecret -}}
+{{- $wrong = append $wrong "vault.login.existingSecret is only for vault.login.kind approle and token; the log-in kubernetes takes a token of the service account" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.keycloak.url (not .Values.keycloak.existingSecret) -}}
+{{- $wrong = append $wrong "keycloak.existingSecret must be given: the Secret with what the broker's client logs in by (`chandler bootstrap keycloak --apply` makes the file)" -}}
 {{- end -}}
 {{- if and (eq .Values.tenancy.mode "shared") (not .Values.tenancy.namespace) -}}
 {{- $wrong = append $wrong "tenancy.namespace must be given for tenancy.mode shared: the namespace that all instances live in" -}}
@@ -175,6 +196,36 @@ than the broker look at; the volume of the Deployment puts the files there.
 {{- end -}}
 {{- $own := dict "http" $http "store" $store "catalog" $catalog "secrets" $secrets "platforms" $platforms
       "provisioner" (dict "kind" "kubernetes" "kubernetes" $kubernetes) -}}
+{{- with .Values.vault -}}
+{{- if .address -}}
+{{- $login := dict "kind" .login.kind -}}
+{{- if eq .login.kind "approle" -}}
+{{- $_ := set $login "role_id_file" "secrets/vault/role-id" -}}
+{{- $_ := set $login "secret_id_file" "secrets/vault/secret-id" -}}
+{{- else -}}
+{{- $_ := set $login "token_file" "secrets/vault/token" -}}
+{{- end -}}
+{{- $vault := dict "address" .address "login" $login -}}
+{{- if .caSecret -}}
+{{- $_ := set $vault "ca_file" "secrets/vault/ca.crt" -}}
+{{- end -}}
+{{- $_ := set $own "vault" $vault -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.keycloak -}}
+{{- if .url -}}
+{{- $keycloak := dict "url" .url -}}
+{{- if .privateKeyKey -}}
+{{- $_ := set $keycloak "private_key_file" "secrets/keycloak/private-key" -}}
+{{- else -}}
+{{- $_ := set $keycloak "client_secret_file" "secrets/keycloak/client-secret" -}}
+{{- end -}}
+{{- if .caSecret -}}
+{{- $_ := set $keycloak "ca_file" "secrets/keycloak/ca.crt" -}}
+{{- end -}}
+{{- $_ := set $own "keycloak" $keycloak -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml (mustMergeOverwrite $own (deepCopy .Values.config)) -}}
 {{- end -}}
 
@@ -210,6 +261,45 @@ than the broker look at; the volume of the Deployment puts the files there.
 - secret:
     name: {{ .caSecret }}
     items: [{key: {{ .caKey | quote }}, path: secrets/database/ca.crt}]
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.vault }}
+{{- if .address }}
+{{- if eq .login.kind "kubernetes" }}
+- serviceAccountToken: {audience: {{ .login.audience | quote }}, expirationSeconds: {{ int .login.tokenSeconds }}, path: secrets/vault/token}
+{{- else if eq .login.kind "approle" }}
+- secret:
+    name: {{ .login.existingSecret }}
+    items:
+      - {key: {{ .login.roleIdKey | quote }}, path: secrets/vault/role-id}
+      - {key: {{ .login.secretIdKey | quote }}, path: secrets/vault/secret-id}
+{{- else }}
+- secret:
+    name: {{ .login.existingSecret }}
+    items: [{key: {{ .login.tokenKey | quote }}, path: secrets/vault/token}]
+{{- end }}
+{{- if .caSecret }}
+- secret:
+    name: {{ .caSecret }}
+    items: [{key: {{ .caKey | quote }}, path: secrets/vault/ca.crt}]
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.keycloak }}
+{{- if .url }}
+- secret:
+    name: {{ .existingSecret }}
+    items:
+      {{- if .privateKeyKey }}
+      - {key: {{ .privateKeyKey | quote }}, path: secrets/keycloak/private-key}
+      {{- else }}
+      - {key: {{ .clientSecretKey | quote }}, path: secrets/keycloak/client-secret}
+      {{- end }}
+{{- if .caSecret }}
+- secret:
+    name: {{ .caSecret }}
+    items: [{key: {{ .caKey | quote }}, path: secrets/keycloak/ca.crt}]
 {{- end }}
 {{- end }}
 {{- end }}

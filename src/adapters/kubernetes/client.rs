@@ -14,7 +14,7 @@ use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::request::Request;
 use kube::{Client, Config};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -50,9 +50,12 @@ pub(super) enum Ask<'a> {
         object: &'a Value,
         /// The field manager.
         manager: &'a str,
-        /// Only say what would come of it.
-        rehearse: bool,
+        /// Take over what others own in it.
+        force: bool,
     },
+    /// What identifies and labels the object and who owns what of it, by a change that changes nothing: for where there
+    /// is no right to read.
+    Peek,
     /// What [`Ask::Apply`] would make, without making it.
     Rehearse(&'a Value),
     /// Change these members.
@@ -67,6 +70,7 @@ impl Ask<'_> {
             Self::Get | Self::Meta => "get",
             Self::List(_) | Self::ListMeta(_) => "list",
             Self::Apply(_) | Self::Claim { .. } => "apply",
+            Self::Peek => "peek",
             Self::Rehearse(_) => "rehearse",
             Self::Merge(_) => "patch",
             Self::Delete(_) => "delete",
@@ -197,13 +201,17 @@ impl Cluster {
             Ask::Claim {
                 object,
                 manager,
-                rehearse,
+                force,
             } => {
                 let theirs = PatchParams {
-                    dry_run: rehearse,
+                    force,
                     ..PatchParams::apply(manager)
                 };
                 request.patch_metadata(name, &theirs, &Patch::Apply(object))
+            }
+            Ask::Peek => {
+                let rehearsal = PatchParams::default().dry_run();
+                request.patch_metadata(name, &rehearsal, &Patch::Merge(json!({})))
             }
             Ask::Rehearse(object) => request.patch(name, &ours.dry_run(), &Patch::Apply(object)),
             Ask::Merge(change) => {

@@ -123,6 +123,11 @@ impl Kinds {
         Resource::new("v1", "PersistentVolumeClaim", "persistentvolumeclaims", true)
     }
 
+    /// Secrets.
+    pub fn secrets() -> Resource {
+        Resource::new("v1", "Secret", "secrets", true)
+    }
+
     /// Pods.
     pub fn pods() -> Resource {
         Resource::new("v1", "Pod", "pods", true)

@@ -17,7 +17,7 @@ const ADMISSION: &str = "admissionregistration.k8s.io/v1";
 const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "watch"];
 /// For Secrets.
 const KEEP_UNSEEN: &[&str] = &["create", "delete", "get", "patch"];
-/// For Secrets in applications' namespaces: what is there is never read.
+/// For Secrets in applications' namespaces: the broker never reads what is there.
 const PUT: &[&str] = &["create", "delete", "patch"];
 /// For what it only looks at.
 const LOOK: &[&str] = &["get", "list", "watch"];
@@ -57,7 +57,14 @@ pub fn manifests(
             rules.push(
                 json!({"apiGroups": [""], "resources": ["namespaces"], "resourceNames": [shared], "verbs": ["get"]}),
             );
-            all.extend(role("", &name, &everywhere.rules(), &subject));
+            let mut looks = everywhere.rules();
+            if !settings.secret_namespaces.is_empty() {
+                // That a namespace is gone, and with it the rights in it, is no obstacle to an unbind.
+                looks.push(
+                    json!({"apiGroups": [""], "resources": ["namespaces"], "resourceNames": settings.secret_namespaces, "verbs": ["get"]}),
+                );
+            }
+            all.extend(role("", &name, &looks, &subject));
             all.extend(role(shared, &name, &rules, &subject));
         }
     }

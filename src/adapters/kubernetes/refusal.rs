@@ -91,6 +91,16 @@ impl Refusal {
         matches!(self.status, 401 | 403) && matches!(self.meaning(), Meaning::Right | Meaning::LogIn)
     }
 
+    /// Nothing can be made in the namespace any more: it is being removed.
+    pub fn is_ending(&self) -> bool {
+        self.meaning() == Meaning::Terminating
+    }
+
+    /// A rule of the cluster says no to it: the broker's own admission policy, or another.
+    pub fn is_against_a_rule(&self) -> bool {
+        self.meaning() == Meaning::Admission
+    }
+
     /// The object itself is refused, by the server or by a rule of the cluster.
     pub fn is_refused(&self) -> bool {
         matches!(
@@ -200,7 +210,7 @@ impl From<Refusal> for PortError {
                     group => format!(".{group}"),
                 };
                 let verb = match refused.verb {
-                    "apply" | "rehearse" => "patch",
+                    "apply" | "rehearse" | "peek" => "patch",
                     verb => verb,
                 };
                 (

@@ -345,12 +345,22 @@ impl BrokerLogIn {
     fn hint(&self, policy: &str) -> String {
         let lines = match self {
             Self::Kubernetes {
+                mount,
                 audience: Some(audience),
+                ca,
                 ..
-            } => format!(
-                "Mount a projected service account token for the audience \"{audience}\" into the broker's pod:\n\
-                 vault.login.token_file."
-            ),
+            } => {
+                let outside = ca.as_ref().map_or_else(String::new, |_| {
+                    format!(
+                        "\nA vault outside the cluster cannot ask about it with that very token: give auth/{mount}/config a\n\
+                         token_reviewer_jwt of a service account with the role system:auth-delegator."
+                    )
+                });
+                format!(
+                    "Mount a projected service account token for the audience \"{audience}\" into the broker's pod:\n\
+                     vault.login.token_file.{outside}"
+                )
+            }
             Self::Kubernetes { audience: None, .. } => {
                 "Any token of the service account logs in. Safer is one for the vault alone: set vault.login.token_file\n\
                  to a projected token and do this again."

@@ -3,7 +3,7 @@
 use crate::domain::binding::BindingState;
 use crate::domain::instance::Millis;
 use crate::domain::names;
-use crate::ports::FoundIdentity;
+use crate::ports::{FoundIdentity, SecretState};
 use crate::store::KnownBinding;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,13 +37,19 @@ pub enum Kind {
     UserEnded,
     /// A valid binding without its user.
     UserMissing,
+    /// A valid binding without its Secret in the application's namespace.
+    CopyMissing,
+    /// A Secret in an application's namespace into which somebody else has written.
+    CopyEdited,
+    /// A Secret of somebody else's where a valid binding's should be.
+    CopyStrange,
     /// Something could not be looked at; what is there is not known.
     Unread,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::ClientStrange,
         Self::ClientUnknown,
         Self::ClientEnabled,
@@ -57,6 +63,9 @@ impl Kind {
         Self::UserUnknown,
         Self::UserEnded,
         Self::UserMissing,
+        Self::CopyMissing,
+        Self::CopyEdited,
+        Self::CopyStrange,
         Self::Unread,
     ];
 
@@ -76,6 +85,9 @@ impl Kind {
             Self::UserUnknown => "user_unknown",
             Self::UserEnded => "user_ended",
             Self::UserMissing => "user_missing",
+            Self::CopyMissing => "copy_missing",
+            Self::CopyEdited => "copy_edited",
+            Self::CopyStrange => "copy_strange",
             Self::Unread => "unread",
         }
     }
@@ -95,6 +107,12 @@ impl Kind {
             Self::ClientDisabled => "--repair lets it in again",
             Self::ClientMissing | Self::SecretMissing | Self::UserMissing => {
                 "--repair puts it back, where the broker still has what it takes"
+            }
+            Self::CopyMissing | Self::CopyEdited => {
+                "the broker does not keep these credentials: rotate the binding in place, which puts the Secret right"
+            }
+            Self::CopyStrange => {
+                "it is not the broker's: have it removed or renamed, then rotate the binding in place"
             }
             Self::Unread => "run it again later",
         }
@@ -159,8 +177,8 @@ pub struct Report {
     pub found: BTreeMap<Kind, u64>,
     /// Findings that were not dealt with.
     pub left: u64,
-    /// Clients, secrets and users that were looked at.
-    pub looked_at: [u64; 3],
+    /// Clients, secrets, users and Secrets in applications' namespaces that were looked at.
+    pub looked_at: [u64; 4],
     /// Pages that were read, of the world and of the rows.
     pub pages: u64,
     /// Times the rows were asked about a page of the world.
@@ -217,6 +235,16 @@ pub(super) fn of_secret(in_place: bool, standing: Standing) -> Option<Kind> {
         _ if !in_place => Some(Kind::SecretElsewhere),
         Standing::Ended => Some(Kind::SecretEnded),
         Standing::Valid => None,
+    }
+}
+
+/// What is wrong with the Secret of a valid binding in its application's namespace.
+pub(super) fn of_copy(state: SecretState) -> Option<Kind> {
+    match state {
+        SecretState::Whole => None,
+        SecretState::Edited => Some(Kind::CopyEdited),
+        SecretState::Absent => Some(Kind::CopyMissing),
+        SecretState::Anothers => Some(Kind::CopyStrange),
     }
 }
 

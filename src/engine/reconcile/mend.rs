@@ -270,7 +270,7 @@ impl Walk<'_> {
     }
 
     /// Whether the row says of a binding what it said when it was compared.
-    async fn is_still(&mut self, bid: &str, before: Standing) -> Result<bool, Fail> {
+    pub(super) async fn is_still(&mut self, bid: &str, before: Standing) -> Result<bool, Fail> {
         let bids = [bid.to_owned()];
         let now = self.engine.store.bindings_among(&bids).await?;
         Ok(standing(now.first(), self.began) == before)

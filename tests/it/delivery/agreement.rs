@@ -143,3 +143,49 @@ async fn what_was_lost_is_told_and_the_advice_helps() {
     }
     broker.settled_and_end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_became_of_a_secret_in_a_namespace_is_told_and_a_rotation_puts_it_right() {
+    let all = Mend {
+        repair: true,
+        remove: true,
+    };
+    let broker = full().await;
+    broker.provisioned("one").await;
+    broker.put(&binding("a"), &by("secret")).await.expect(201);
+    none(compared(&broker, all).await, "bound");
+    let around = &broker.world.around;
+    let key = around.projected.lock().unwrap().keys().next().cloned().unwrap();
+    for (kind, spoil) in [
+        (Kind::CopyMissing, None),
+        (Kind::CopyEdited, Some(Some(bid("a")))),
+        (Kind::CopyStrange, Some(None)),
+    ] {
+        {
+            let mut projected = around.projected.lock().unwrap();
+            let mut there = projected.remove(&key).unwrap();
+            if let Some(owner) = spoil {
+                there.owner = owner;
+                there.entries.insert("password".into(), "wrong".into());
+                projected.insert(key.clone(), there);
+            }
+        }
+        for mend in [Mend::default(), all] {
+            let found = compared(&broker, mend).await;
+            assert!(
+                matches!(found[..], [(told, Done::Told(what))] if told == kind && what.contains("rotate")),
+                "{found:?}"
+            );
+        }
+        if kind == Kind::CopyStrange {
+            assert_eq!(around.projected.lock().unwrap()[&key].owner, None, "left alone");
+            around.projected.lock().unwrap().remove(&key);
+        }
+        rotated(&broker, "a").await;
+        none(compared(&broker, all).await, "rotated");
+    }
+    broker.unbound("a").await;
+    assert!(around.projected.lock().unwrap().is_empty());
+    none(compared(&broker, all).await, "unbound");
+    broker.settled_and_end().await;
+}

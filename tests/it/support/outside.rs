@@ -10,7 +10,7 @@ use chandler::domain::names;
 use chandler::domain::secret::Secret;
 use chandler::ports::{
     BindingIdentity, BindingVault, FoundIdentity, IdentitySpec, Page, PortError, PortErrorKind, PortResult,
-    SecretPlace, SecretProjection,
+    SecretPlace, SecretProjection, SecretState,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -332,5 +332,16 @@ impl SecretProjection for FakeProjection {
             }
         }
         self.0.strike("unproject", When::After).await
+    }
+
+    async fn state(&self, binding: &BindingRef, place: &SecretPlace) -> PortResult<SecretState> {
+        let key = (place.namespace.clone(), place.name.clone());
+        let projected = self.0.around.projected.lock().unwrap();
+        Ok(match projected.get(&key) {
+            None => SecretState::Absent,
+            Some(there) if there.owner.as_ref() != Some(&binding.bid) => SecretState::Anothers,
+            Some(there) if !self.0.opens(&there.entries) => SecretState::Edited,
+            Some(_) => SecretState::Whole,
+        })
     }
 }
