@@ -20,6 +20,7 @@ mod contract;
 mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
+mod faulty;
 mod fetch;
 #[path = "../it/fetch/programs.rs"]
 mod fetch_programs;
@@ -42,3 +43,4 @@ mod services;
 mod support;
 mod together;
 mod vault;
+mod whole;
