@@ -308,6 +308,11 @@ impl Mission {
 
     /// What Keycloak answers its administrator about the realm.
     pub async fn admin(&self, method: &str, path: &str) -> Value {
+        self.admin_with(method, path, None).await
+    }
+
+    /// The same with a body.
+    pub async fn admin_with(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let place = &self.keycloak;
         let fields = [
             ("grant_type", "password"),
@@ -317,15 +322,21 @@ impl Mission {
         ];
         let url = format!("{}/realms/master/protocol/openid-connect/token", place.url);
         let (_, token) = post_form(&web(None), &url, &fields).await;
-        let answer = web(None)
+        let mut request = web(None)
             .request(
                 method.parse().unwrap(),
                 format!("{}/admin/realms/{}{path}", place.url, self.name),
             )
-            .bearer_auth(token["access_token"].as_str().unwrap())
-            .send()
-            .await
-            .unwrap();
+            .bearer_auth(token["access_token"].as_str().unwrap());
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        assert!(
+            answer.status().is_success(),
+            "{method} {path}: {}",
+            answer.status()
+        );
         answer.json().await.unwrap_or_default()
     }
 }

@@ -101,7 +101,7 @@ async fn an_outage_that_lasts_from_any_request_on_leaves_nothing_half_granted() 
     hands_off(&stage, &binds).await;
     let mut undoing = 0;
     for run in &binds {
-        let (_, told) = stage.last(&run.binding).await;
+        let (_, told) = stage.last(&run.binding, None).await;
         assert_ne!(told["state"], "succeeded", "{}: {told}", run.binding);
         undoing += usize::from(told["state"] == "in progress");
     }
@@ -111,11 +111,11 @@ async fn an_outage_that_lasts_from_any_request_on_leaves_nothing_half_granted() 
     );
     let met = stage.faults.lift();
 
-    let ends = join_all(runs.iter().zip(&orders).map(|(run, (status, _))| async {
+    let ends = join_all(runs.iter().zip(&orders).map(|(run, (status, operation))| async {
         if *status == 200 || *status == 201 {
             return "succeeded".to_owned();
         }
-        stage.ended(&run.binding).await.0
+        stage.ended(&run.binding, operation.as_deref()).await.0
     }))
     .await;
     let mut table: BTreeMap<(Work, &str, &str), (usize, usize)> = BTreeMap::new();
@@ -141,7 +141,11 @@ async fn an_outage_that_lasts_from_any_request_on_leaves_nothing_half_granted() 
     }
     // Nothing of the failed binds and the unbinds is anywhere; each rotated one is whole, in whichever generation.
     let left: Vec<String> = rotations.iter().map(|run| run.binding.clone()).collect();
-    stage.comes_to_any("after the outage", &left).await;
+    let there = stage.comes_to_any("after the outage", &left).await;
+    for (run, end) in runs.iter().zip(&ends).filter(|(run, _)| run.work == Work::Rotate) {
+        let version = if end == "succeeded" { 2 } else { 1 };
+        assert_eq!(there.secrets[&client(&run.binding)], version, "{}", run.binding);
+    }
     stage.all_enter(&left).await;
     for run in &unbinds {
         stage.is_out(&held[&run.binding]).await;

@@ -9,9 +9,11 @@ mod proxy;
 mod sealed;
 mod stage;
 
+use crate::realm::now;
 use crate::whole::VaultPlace;
 use futures::future::join_all;
-use proxy::{Fault, Kind};
+use proxy::{Fault, Kind, log_in};
+use serde_json::json;
 use stage::{ALL, Stage, Work, client};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -138,6 +140,52 @@ async fn servers_that_refuse_connections_for_a_while_are_waited_for() {
             assert_eq!(stage.carry_out(Work::Unbind, binding).await, "succeeded");
         }
         stage.comes_to("at the end of a round", 0, &[]).await;
+    }
+    stage.end().await;
+}
+
+/// The broker's own log-in is a request like others, but not one of each operation: its token is taken away first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_at_the_brokers_own_log_in_is_got_over() {
+    let stage = Stage::begin("login", VaultPlace::testbed()).await;
+    let mission = &stage.mission;
+    for server in ["vault", "keycloak"] {
+        for kind in [Kind::Cut, Kind::Error, Kind::Slow, Kind::Lost] {
+            for work in ALL {
+                if server == "vault" {
+                    let path = format!("sys/leases/revoke-prefix/auth/{}-approle/login", mission.name);
+                    assert_eq!(mission.vault(None, "PUT", &path, None).await.0, 204);
+                } else {
+                    // What was given out before this second is not taken any more.
+                    tokio::time::sleep(Duration::from_millis(1100)).await;
+                    mission
+                        .admin_with("PUT", "", Some(json!({"notBefore": now()})))
+                        .await;
+                }
+                stage
+                    .faults
+                    .begin([(log_in(server), Fault::new(0, SHORT, kind.clone()))]);
+                let end = stage.carry_out(work, "one").await;
+                assert_eq!(end, "succeeded", "{work:?}, log-in to {server}: {}", kind.word());
+                let met = stage.faults.lift();
+                // A rotation has nothing to do at Keycloak.
+                let expected = server == "vault" || work != Work::Rotate;
+                assert_eq!(
+                    met[&log_in(server)] > 0,
+                    expected,
+                    "{work:?}, {server}, {}",
+                    kind.word()
+                );
+                if work != Work::Unbind {
+                    stage.enters("one").await;
+                }
+            }
+            stage.comes_to("after the unbind", 0, &[]).await;
+            println!(
+                "log-in to {server}, {}: bind, rotation, unbind succeeded",
+                kind.word()
+            );
+        }
     }
     stage.end().await;
 }

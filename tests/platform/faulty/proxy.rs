@@ -131,7 +131,10 @@ impl Faults {
             let last = request.path.split(['/', '?']).find_map(|part| book.ids.get(part));
             last.cloned()
         });
-        let client = client.unwrap_or_default();
+        let client = client.unwrap_or_else(|| {
+            let logs_in = request.path.ends_with("/login") || request.path.ends_with("/openid-connect/token");
+            if logs_in { log_in(server) } else { String::new() }
+        });
         if let (Some(id), Some(_)) = (request.body["id"].as_str(), request.body["clientId"].as_str()) {
             book.ids.insert(id.to_owned(), client.clone());
         }
@@ -156,6 +159,11 @@ impl Faults {
             self.book().ids.insert(id.to_owned(), client.to_owned());
         }
     }
+}
+
+/// What stands for a client where the broker itself logs in.
+pub fn log_in(server: &str) -> String {
+    format!("the broker at {server}")
 }
 
 /// A request as it came.

@@ -172,20 +172,19 @@ impl Stage {
     }
 
     /// What the platform is told of it.
-    pub async fn last(&self, binding: &str) -> (u16, Value) {
-        self.ask(
-            "GET",
-            &format!("{}/last_operation", self.path(binding)),
-            json!({}),
-        )
-        .await
+    pub async fn last(&self, binding: &str, operation: Option<&str>) -> (u16, Value) {
+        let mut path = format!("{}/last_operation", self.path(binding));
+        if let Some(operation) = operation {
+            path.push_str(&format!("?operation={operation}"));
+        }
+        self.ask("GET", &path, json!({})).await
     }
 
     /// Waits for the end of the operation: its state and what was told.
-    pub async fn ended(&self, binding: &str) -> (String, String) {
+    pub async fn ended(&self, binding: &str, operation: Option<&str>) -> (String, String) {
         let deadline = Instant::now() + LONG;
         loop {
-            let (status, told) = self.last(binding).await;
+            let (status, told) = self.last(binding, operation).await;
             let text = |name: &str| told[name].as_str().unwrap_or_default().to_owned();
             if status == 410 {
                 return ("succeeded".into(), "gone".into());
@@ -202,13 +201,14 @@ impl Stage {
     /// A piece of work from its order to its end; how it ended.
     pub async fn carry_out(&self, work: Work, binding: &str) -> String {
         let (status, told) = self.order(work, binding).await;
+        let operation = told["operation"].as_str();
         let end = match status {
             200 | 201 => "succeeded".into(),
-            202 => self.ended(binding).await.0,
+            202 => self.ended(binding, operation).await.0,
             // The answer alone could not be put together: what was asked for is done.
             _ => {
                 assert_eq!((work, status), (Work::Bind, 503), "{binding}: {told}");
-                self.ended(binding).await.0
+                self.ended(binding, operation).await.0
             }
         };
         if work == Work::Bind && end == "succeeded" {
@@ -326,10 +326,14 @@ impl Stage {
         assert!(matches!(status, 200 | 404), "{status} {told}");
         for name in told["data"]["keys"].as_array().into_iter().flatten() {
             let name = name.as_str().unwrap();
-            let (_, meta) = self
+            let (status, meta) = self
                 .mission
                 .vault(None, "GET", &format!("{folder}/{name}"), None)
                 .await;
+            if status == 404 {
+                // It went after it was listed.
+                continue;
+            }
             let version = meta["data"]["current_version"].as_u64().unwrap();
             there.secrets.insert(name.to_owned(), version);
         }
