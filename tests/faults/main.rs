@@ -12,6 +12,7 @@
     missing_docs
 )]
 
+mod core_dump;
 mod dev_cli;
 mod drop_in;
 mod examples;
