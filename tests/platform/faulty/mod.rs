@@ -5,9 +5,9 @@
 //! Keycloak, the vault and the database are listed and must have exactly what belongs there.
 
 mod lasting;
-mod proxy;
+pub mod proxy;
 mod sealed;
-mod stage;
+pub mod stage;
 
 use crate::realm::now;
 use crate::whole::VaultPlace;

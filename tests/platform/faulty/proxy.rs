@@ -7,7 +7,7 @@
 use crate::realm::web;
 use futures::future::BoxFuture;
 use reqwest::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -87,6 +87,8 @@ struct Book {
     /// Requests by client, and those for no binding by themselves.
     seen: BTreeMap<String, Vec<String>>,
     faults: BTreeMap<String, Fault>,
+    /// Log-in headers and all that was sent and answered, once somebody listens.
+    heard: Option<Vec<Value>>,
 }
 
 /// Requests of the broker and their faults, shared by the proxies of all servers.
@@ -122,6 +124,17 @@ impl Faults {
     /// What was asked for a client, or for none (`""`), since the count began.
     pub fn seen(&self, client: &str) -> Vec<String> {
         self.book().seen.get(client).cloned().unwrap_or_default()
+    }
+
+    /// Keeps all that passes from now on; what was kept.
+    pub fn listen_in(&self) -> Vec<Value> {
+        self.book().heard.replace(Vec::new()).unwrap_or_default()
+    }
+
+    fn hear(&self, parts: impl IntoIterator<Item = Value>) {
+        if let Some(heard) = &mut self.book().heard {
+            heard.extend(parts);
+        }
     }
 
     /// Writes a request down; what is to become of it.
@@ -253,6 +266,15 @@ impl Proxy {
         let mut unread = Vec::new();
         while let Some(request) = read(&mut connection, &mut unread).await {
             let (client, kind) = self.faults.take(self.server, &request);
+            let log_ins = request
+                .headers
+                .iter()
+                .filter(|(name, _)| LOG_IN.contains(&name.as_str()));
+            let log_ins: Vec<Value> = log_ins
+                .map(|(name, value)| json!({(name.as_str()): value}))
+                .collect();
+            self.faults
+                .hear(log_ins.into_iter().chain([request.body.clone()]));
             match &kind {
                 Some(Kind::Cut) => return,
                 Some(Kind::Error) => {
@@ -298,6 +320,7 @@ impl Proxy {
         }
         let body = answer.bytes().await.ok()?;
         self.faults.learn(client, &body);
+        self.faults.hear(serde_json::from_slice(&body));
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
         Some([head.as_bytes(), &body].concat())
     }
@@ -311,6 +334,9 @@ const OWN: &[&str] = &[
     "transfer-encoding",
     "keep-alive",
 ];
+
+/// Headers by which the broker is let in.
+const LOG_IN: &[&str] = &["authorization", "x-vault-token"];
 
 /// Reads one request; none when the connection ended.
 async fn read(connection: &mut TcpStream, unread: &mut Vec<u8>) -> Option<Request> {

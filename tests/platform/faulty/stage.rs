@@ -6,6 +6,7 @@ use crate::realm::Place;
 use crate::whole::{LONG, Mission, VaultPlace, connect, said, until};
 use chandler::domain::names;
 use futures::{StreamExt, stream};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Client;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, Row};
@@ -62,8 +63,16 @@ pub struct There {
 }
 
 impl Stage {
-    /// Everything set up, with an instance `db`.
+    /// Everything set up, a broker that runs, and an instance `db`.
     pub async fn begin(label: &str, vault: VaultPlace) -> Self {
+        let mut stage = Self::prepare(label, vault).await;
+        stage.mission.serve().await;
+        stage.provision().await;
+        stage
+    }
+
+    /// Everything set up, and no broker yet.
+    pub async fn prepare(label: &str, vault: VaultPlace) -> Self {
         let faults = Faults::default();
         let ahead = Proxy::start("vault", &vault.address, vault.ca.as_deref(), &faults).await;
         let keycloak = Proxy::start("keycloak", &Place::testbed().url, None, &faults).await;
@@ -86,7 +95,7 @@ impl Stage {
         fs::create_dir_all(&plans).unwrap();
         let plan = format!("{plan}maximum_polling_duration: 60\n");
         fs::write(plans.join("small.yaml"), plan).unwrap();
-        let mut stage = Self {
+        let stage = Self {
             mission,
             faults,
             vault: ahead,
@@ -104,12 +113,11 @@ impl Stage {
                 config[server]["request_seconds"] = json!(2);
             }
         });
-        stage.mission.serve().await;
-        stage.provision().await;
         stage
     }
 
-    async fn provision(&mut self) {
+    /// Makes the instance.
+    pub async fn provision(&mut self) {
         let (_, catalog) = self.ask("GET", "/v2/catalog", json!({})).await;
         let named = |of: &Value, name: &str| {
             let found = of.as_array().unwrap().iter().find(|one| one["name"] == name);
@@ -143,6 +151,7 @@ impl Stage {
     }
 
     pub fn path(&self, binding: &str) -> String {
+        let binding = utf8_percent_encode(binding, NON_ALPHANUMERIC);
         format!("/v2/service_instances/db/service_bindings/{binding}")
     }
 
@@ -160,6 +169,7 @@ impl Stage {
                 .await
             }
             Work::Rotate => {
+                let binding = utf8_percent_encode(binding, NON_ALPHANUMERIC);
                 let path = format!("/api/v1/bindings/{binding}/rotate");
                 self.ask("POST", &path, json!({})).await
             }
@@ -280,7 +290,11 @@ impl Stage {
         let path = format!("{}-int/data/{iid}/admin", self.mission.name);
         let (status, told) = self.mission.vault(None, "GET", &path, None).await;
         assert_eq!(status, 200, "{told}");
-        let admin = &told["data"]["data"];
+        self.database_as(&told["data"]["data"]).await
+    }
+
+    /// With an administrator's credentials.
+    pub async fn database_as(&self, admin: &Value) -> PgConnection {
         let text = |name: &str| {
             admin[name]
                 .as_str()
