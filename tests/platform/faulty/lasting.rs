@@ -1,7 +1,7 @@
 //! An outage that outlasts the operation, from each of its requests on.
 //!
 //! A bind ends as failed with everything undone; a rotation ends with one set of credentials that works and is the one in
-//! the vault; an unbind has closed what it could reach, says that it failed, and the next one finds the rest.
+//! the vault; an unbind has closed what it could reach, says that it failed, and the next one or the broker's sweep finds the rest.
 
 use super::proxy::{Fault, Kind};
 use super::stage::{Stage, Work, client};
@@ -133,9 +133,9 @@ async fn an_outage_that_lasts_from_any_request_on_leaves_nothing_half_granted() 
     for ((work, kind, end), (count, met)) in &table {
         println!("{work:?}\t{kind}\t{count} {end}\t{met} requests spoilt");
     }
-    // What an unbind left open is closed by the next one.
+    // What an unbind left open is closed by the next one, or by the broker itself where nobody asks again.
     for (run, end) in runs.iter().zip(&ends) {
-        if run.work == Work::Unbind && end != "succeeded" {
+        if run.work == Work::Unbind && end != "succeeded" && run.kind.word() != "cut" {
             assert_eq!(stage.carry_out(Work::Unbind, &run.binding).await, "succeeded");
         }
     }
