@@ -196,8 +196,20 @@ fn start_logging(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whatever this process has in memory stays there: no core file and no crash handler gets it, whichever limits it was
+/// started with, and nobody but root may look into it. The servers it starts are not concerned.
+fn keep_memory_to_itself() {
+    #[cfg(target_os = "linux")]
+    if let Err(why) = nix::sys::prctl::set_dumpable(false) {
+        eprintln!(
+            "warning: a core dump of this process would hold secrets, and cannot be switched off: {why}"
+        );
+    }
+}
+
 /// Parses the command line and does what it says.
 pub async fn run() -> anyhow::Result<()> {
+    keep_memory_to_itself();
     match Cli::parse().command {
         Command::Dev(args) => dev::run(args).await,
         Command::Serve { config, role } => {

@@ -13,6 +13,7 @@
 )]
 
 mod administrators;
+mod core_dump;
 mod dev_cli;
 mod drop_in;
 mod examples;

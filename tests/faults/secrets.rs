@@ -9,6 +9,7 @@
 use crate::support::audit::State;
 use crate::support::clients::{self, Access};
 use crate::support::home::{Home, processes_below, signal};
+use crate::support::leaks::{self, Known, Watch};
 use crate::support::platform::{End, Platform, Service, bind_body, binding, instance, provision_body};
 use crate::support::process::{self, Broker, text};
 use crate::support::until;
@@ -16,137 +17,9 @@ use base64::Engine as _;
 use chandler::ports::SecretStore;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Column, Connection, Row, SqliteConnection};
-use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-/// Members of secrets that are names and places, told to everybody who may know the instance.
-const PUBLIC: [&str; 22] = [
-    "username",
-    "account",
-    "system_account",
-    "system_user",
-    "operator_public",
-    "account_signing_key",
-    "inbox_prefix",
-    "handle",
-    "role",
-    "type",
-    "provider",
-    "host",
-    "hostname",
-    "port",
-    "database",
-    "name",
-    "sslmode",
-    "servers",
-    "protocol",
-    "ports",
-    "endpoints",
-    "subjects",
-];
-
-/// Secrets by what they are, for a message that does not show them.
-#[derive(Default)]
-struct Known(BTreeMap<String, String>);
-
-impl Known {
-    fn add(&mut self, what: &str, secret: &str) {
-        // A file of credentials is told piece by piece: each line of it is enough to worry about.
-        for line in secret
-            .lines()
-            .map(str::trim)
-            .filter(|l| l.len() >= 12 && !l.starts_with("---") && !l.starts_with('*'))
-        {
-            // The address without the password is no secret.
-            if !line.starts_with("NATS ") && !line.starts_with("nats://") {
-                self.0.insert(line.to_owned(), what.to_owned());
-            }
-        }
-    }
-
-    /// Every text in a stored secret that is none of [`PUBLIC`].
-    fn add_all(&mut self, what: &str, value: &Value) {
-        match value {
-            Value::Object(members) => {
-                for (name, value) in members
-                    .iter()
-                    .filter(|(name, _)| !PUBLIC.contains(&name.as_str()))
-                {
-                    self.add_all(&format!("{what}.{name}"), value);
-                }
-            }
-            Value::Array(items) => items.iter().for_each(|item| self.add_all(what, item)),
-            Value::String(secret) => self.add(what, secret),
-            _ => {}
-        }
-    }
-
-    /// Which of them are in `bytes`.
-    fn found_in(&self, bytes: &[u8]) -> BTreeSet<String> {
-        let text = String::from_utf8_lossy(bytes);
-        self.0
-            .iter()
-            .filter(|(secret, _)| text.contains(secret.as_str()))
-            .map(|(_, what)| what.clone())
-            .collect()
-    }
-
-    fn nowhere_in(&self, place: &str, bytes: &[u8]) {
-        let found = self.found_in(bytes);
-        assert!(found.is_empty(), "{place} holds {found:?}");
-    }
-}
-
-/// Arguments and environments of every process that ever works below a home, looked at every few milliseconds.
-struct Watch {
-    stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<BTreeSet<Vec<u8>>>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Watch {
-    fn start(home: &Home) -> Self {
-        let (stop, seen) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(Mutex::new(BTreeSet::new())),
-        );
-        let (until, into, dir) = (stop.clone(), seen.clone(), home.path().to_owned());
-        let thread = std::thread::spawn(move || {
-            while !until.load(Ordering::Relaxed) {
-                for process in processes_below(&dir) {
-                    for what in ["cmdline", "environ"] {
-                        if let Ok(bytes) = std::fs::read(format!("/proc/{}/{what}", process.pid)) {
-                            into.lock().unwrap().insert(bytes);
-                        }
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(8));
-            }
-        });
-        Self {
-            stop,
-            seen,
-            thread: Some(thread),
-        }
-    }
-
-    fn end(mut self) -> BTreeSet<Vec<u8>> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
-        std::mem::take(&mut self.seen.lock().unwrap())
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Everything the sealed store holds now.
 async fn learn(state: &State, known: &mut Known) {
@@ -163,41 +36,6 @@ async fn learn(state: &State, known: &mut Known) {
             known.add_all(&what, &Value::Object(secret.expose().clone()));
         }
     }
-}
-
-/// All rows of all tables as text, and the files as they are.
-async fn database(home: &Home) -> (String, Vec<u8>) {
-    let path = home.data().join("chandler.db");
-    let mut db = SqliteConnection::connect(&format!("sqlite://{}", path.display()))
-        .await
-        .unwrap();
-    let tables = sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table'")
-        .fetch_all(&mut db)
-        .await
-        .unwrap();
-    let (mut rows, mut count) = (String::new(), 0);
-    for table in tables {
-        let table: String = table.get(0);
-        for row in sqlx::query(AssertSqlSafe(format!("SELECT * FROM {table}")))
-            .fetch_all(&mut db)
-            .await
-            .unwrap()
-        {
-            count += 1;
-            for column in row.columns() {
-                if let Ok(Some(text)) = row.try_get::<Option<String>, _>(column.ordinal()) {
-                    rows.push_str(&format!("{table}.{}: {text}\n", column.name()));
-                }
-            }
-        }
-    }
-    db.close().await.unwrap();
-    assert!(count > 30, "there is something to look through");
-    let mut raw = Vec::new();
-    for end in ["", "-wal", "-shm"] {
-        raw.extend(std::fs::read(home.data().join(format!("chandler.db{end}"))).unwrap_or_default());
-    }
-    (rows, raw)
 }
 
 /// Files below a directory, links not followed.
@@ -281,7 +119,10 @@ async fn life(service: Service, platform: &Platform, home: &Home, state: &State)
 async fn no_secret_is_anywhere_but_where_it_belongs() {
     let home = Home::new();
     let mut broker = Broker::dev_with(&home, &["--log", "trace"]);
-    let watch = Watch::start(&home);
+    let watch = {
+        let dir = home.path().to_owned();
+        Watch::start(move || processes_below(&dir).into_iter().map(|found| found.pid).collect())
+    };
     let platform = Platform::dev(&broker, &home);
     let state = State::dev(&home).await;
     let mut known = Known::default();
@@ -329,7 +170,7 @@ async fn no_secret_is_anywhere_but_where_it_belongs() {
     println!("{} secrets are looked for", known.0.len());
     assert!(known.0.len() > 30);
 
-    let (rows, raw) = database(&home).await;
+    let (rows, raw) = leaks::database(&home.data().join("chandler.db")).await;
     known.nowhere_in("a row", rows.as_bytes());
     known.nowhere_in("the database's files", &raw);
     only_where_they_belong(&home, &known);
@@ -339,7 +180,7 @@ async fn no_secret_is_anywhere_but_where_it_belongs() {
     state.idle().await;
     let wrong = state.audit(&home.instances(), &[]).await;
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let (rows, raw) = database(&home).await;
+    let (rows, raw) = leaks::database(&home.data().join("chandler.db")).await;
     known.nowhere_in("a row after the end", rows.as_bytes());
     known.nowhere_in("the database's files after the end", &raw);
 

@@ -20,12 +20,16 @@ mod contract;
 mod couchdb;
 #[path = "../real/couchdb/client.rs"]
 mod couchdb_client;
+mod faulty;
 mod fetch;
 #[path = "../it/fetch/programs.rs"]
 mod fetch_programs;
 mod keycloak;
 mod keycloak_cli;
 mod keycloak_setup;
+#[path = "../faults/support/leaks.rs"]
+#[allow(dead_code, reason = "each test target uses a part")]
+mod leaks;
 mod minio;
 mod mission;
 mod own_keycloak;
@@ -33,12 +37,15 @@ mod realm;
 #[path = "../real/s3_client.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod s3_client;
+mod secrets;
 mod servers;
 #[path = "../real/services.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod services;
+mod stolen;
 #[path = "../real/support.rs"]
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
 mod together;
 mod vault;
+mod whole;

@@ -32,6 +32,29 @@ impl Process {
         Self { child, stop }
     }
 
+    /// The same with everything it says in a file.
+    #[allow(dead_code, reason = "each test target uses a part")]
+    pub fn start_logging(command: &mut Command, stop: Signal, log: &Path) -> Self {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the server's program is installed");
+        Self { child, stop }
+    }
+
+    /// Its number.
+    #[allow(dead_code, reason = "each test target uses a part")]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it ended by itself.
     pub fn ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod clients;
 pub mod home;
+pub mod leaks;
 pub mod platform;
 #[path = "../../it/support/postgres.rs"]
 pub mod postgres;

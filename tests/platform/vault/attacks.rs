@@ -1,8 +1,9 @@
 //! What an application can do with its token, and with tokens that it should not have got: its own secret, and nothing.
 
-use super::{Realm, Scene, binding, claims, data, now, path, unsigned};
+use super::{Realm, Scene, apply, binding, claims, data, now, path, setup, unsigned};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chandler::adapters::vault::BrokerLogIn;
 use chandler::domain::delivery::BindingRef;
 use chandler::domain::names;
 use chandler::domain::secret::Secret;
@@ -197,4 +198,62 @@ async fn a_name_with_a_star_opens_others_unless_nobody_has_it() {
         let opens = client_id == "osb-b-*" && old;
         assert_eq!(status == 200, opens, "{client_id}: {status}");
     }
+}
+
+/// What ends a stolen secret id, and where it is of no use to begin with.
+#[tokio::test]
+async fn a_stolen_secret_id_ends_with_its_destruction_and_at_the_borders_of_its_network() {
+    let scene = Scene::dev().await;
+    let read = |name: &str| std::fs::read_to_string(scene.dir.path().join(name)).unwrap();
+    let log_in = async |secret_id: &str| {
+        let body = json!({"role_id": read("role-id"), "secret_id": secret_id});
+        scene
+            .server
+            .ask("POST", "auth/approle/login", "", Some(&body))
+            .await
+    };
+    let stolen = read("secret-id");
+    let (status, answer) = log_in(&stolen).await;
+    assert_eq!(status, 200, "{answer}");
+    let token = answer["auth"]["client_token"].as_str().unwrap();
+    assert!(answer["auth"]["lease_duration"].as_u64().unwrap() <= 3600);
+
+    let role = "auth/approle/role/osb-broker";
+    let destroyed = json!({"secret_id": stolen});
+    scene
+        .server
+        .root("POST", &format!("{role}/secret-id/destroy"), Some(destroyed))
+        .await;
+    let (status, answer) = log_in(&stolen).await;
+    assert!(matches!(status, 400 | 403), "{status} {answer}");
+    // A token that it was exchanged for before lives on until it is revoked, too.
+    assert_eq!(scene.server.ask("GET", "sys/auth", token, None).await.0, 200);
+    let told = json!({"accessor": accessor_of(&scene, token).await});
+    scene
+        .server
+        .root("POST", "auth/token/revoke-accessor", Some(told))
+        .await;
+    assert_eq!(scene.server.ask("GET", "sys/auth", token, None).await.0, 403);
+
+    for (cidr, lets_in) in [("127.0.0.0/8", true), ("192.0.2.0/24", false)] {
+        let mut setup = setup(&scene.server, &scene.realm, scene.dir.path());
+        setup.broker = BrokerLogIn::AppRole {
+            mount: "approle".to_owned(),
+            role: "osb-broker".to_owned(),
+            cidrs: vec![cidr.to_owned()],
+        };
+        apply(&setup, &scene.server).await;
+        let made = scene
+            .server
+            .root("POST", &format!("{role}/secret-id"), None)
+            .await;
+        let (status, answer) = log_in(made["data"]["secret_id"].as_str().unwrap()).await;
+        assert_eq!(status == 200, lets_in, "{cidr}: {status} {answer}");
+    }
+}
+
+async fn accessor_of(scene: &Scene, token: &str) -> Value {
+    let told = json!({"token": token});
+    let found = scene.server.root("POST", "auth/token/lookup", Some(told)).await;
+    found["data"]["accessor"].clone()
 }

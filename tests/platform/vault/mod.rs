@@ -6,7 +6,7 @@
 mod attacks;
 mod bindings;
 mod cluster;
-mod server;
+pub mod server;
 mod sessions;
 mod setup;
 
