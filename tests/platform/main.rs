@@ -42,5 +42,6 @@ mod services;
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
 mod together;
+mod under_load;
 mod vault;
 mod whole;
