@@ -47,5 +47,6 @@ mod stolen;
 #[allow(dead_code, reason = "each test target uses a part")]
 mod support;
 mod together;
+mod under_load;
 mod vault;
 mod whole;

@@ -16,29 +16,10 @@ async fn from_the_catalog_to_the_last_refusal() {
     assert!(doctor.status.success(), "{}", said(&doctor));
 
     // Catalog and instance.
-    let (_, catalog) = mission.osb("GET", "/v2/catalog", json!({})).await;
-    let services = catalog["services"].as_array().unwrap();
-    let postgres = services.iter().find(|s| s["name"] == "postgres").unwrap();
-    let small = postgres["plans"].as_array().unwrap();
-    let small = small.iter().find(|p| p["name"] == "small").unwrap();
-    let ids = json!({
-        "service_id": postgres["id"], "plan_id": small["id"], "organization_guid": "o", "space_guid": "s",
-    });
-    let query = format!(
-        "service_id={}&plan_id={}",
-        postgres["id"].as_str().unwrap(),
-        small["id"].as_str().unwrap()
-    );
-    let path = "/v2/service_instances/db?accepts_incomplete=true";
-    assert_eq!(mission.osb("PUT", path, ids.clone()).await.0, 202);
-    mission.done("db").await;
+    let (ids, query) = mission.create_database().await;
 
     // Two applications, each with a client of its own.
-    let bound = json!({"service_id": ids["service_id"], "plan_id": ids["plan_id"]});
-    let (web_app, other) = (
-        mission.bind(&bound, "web").await,
-        mission.bind(&bound, "other").await,
-    );
+    let (web_app, other) = (mission.bind(&ids, "web").await, mission.bind(&ids, "other").await);
     let first = mission.fetch(&web_app).unwrap();
     let mut session = connect(&first).await.unwrap();
     sqlx::query("CREATE TABLE orders (what TEXT)")
@@ -128,9 +109,7 @@ async fn from_the_catalog_to_the_last_refusal() {
     }
 
     // Delete, with a binding still there: nothing is left anywhere.
-    let path = format!("/v2/service_instances/db?accepts_incomplete=true&{query}");
-    assert_eq!(mission.osb("DELETE", &path, json!({})).await.0, 202);
-    mission.done("db").await;
+    mission.delete_database(&query).await;
     for mount in [mission.name.clone(), format!("{}-int", mission.name)] {
         let left = mission
             .vault(None, "LIST", &format!("{mount}/metadata/"), None)

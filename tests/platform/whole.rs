@@ -247,6 +247,33 @@ impl Mission {
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 
+    /// Asks for the smallest PostgreSQL, by the name `db`; its ids, and the same as a query.
+    pub async fn create_database(&self) -> (Value, String) {
+        let (_, catalog) = self.osb("GET", "/v2/catalog", json!({})).await;
+        let named = |list: &Value, name: &str| {
+            let mut list = list.as_array().unwrap().iter();
+            list.find(|one| one["name"] == name).unwrap().clone()
+        };
+        let postgres = named(&catalog["services"], "postgres");
+        let small = named(&postgres["plans"], "small");
+        let ids = json!({"service_id": postgres["id"], "plan_id": small["id"]});
+        let text = |value: &Value| value["id"].as_str().unwrap().to_owned();
+        let query = format!("service_id={}&plan_id={}", text(&postgres), text(&small));
+        let mut body = ids.clone();
+        body["organization_guid"] = "o".into();
+        body["space_guid"] = "s".into();
+        let path = "/v2/service_instances/db?accepts_incomplete=true";
+        assert_eq!(self.osb("PUT", path, body).await.0, 202);
+        self.done("db").await;
+        (ids, query)
+    }
+
+    pub async fn delete_database(&self, query: &str) {
+        let path = format!("/v2/service_instances/db?accepts_incomplete=true&{query}");
+        assert_eq!(self.osb("DELETE", &path, json!({})).await.0, 202);
+        self.done("db").await;
+    }
+
     /// Waits until the instance's operation has succeeded.
     pub async fn done(&self, instance: &str) {
         until("the operation succeeds", async || {
