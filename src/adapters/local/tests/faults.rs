@@ -102,6 +102,17 @@ fn script_offering() -> Offering {
     offering("script", "nobody", &[("sh", "/bin/sh")], &["client"])
 }
 
+/// Waits until an instance's processes are so many at once.
+async fn until_many(ground: &Ground, i: &InstanceRef, many: usize) {
+    for _ in 0..1000 {
+        if ground.family(i).len() >= many {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{many} processes in 10 s");
+}
+
 #[tokio::test]
 async fn what_will_not_stop_is_killed_with_its_children_after_the_grace() {
     let ground = Ground::new();
@@ -117,8 +128,8 @@ async fn what_will_not_stop_is_killed_with_its_children_after_the_grace() {
         broker.observe(&i, &stubborn).await.unwrap(),
         Observation::Progressing(_)
     ));
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(ground.family(&i).len() >= 2);
+    // Both loops run, so both have said what they do not listen to.
+    until_many(&ground, &i, 4).await;
     let start = procfs::uptime_ms();
     assert!(matches!(
         broker.remove(&i, Volumes::Delete).await.unwrap(),
@@ -155,7 +166,7 @@ async fn a_restart_escalates_too() {
     let placement = broker.place(&i, &script_offering()).await.unwrap();
     let stubborn = desired(script(&placement, "trap '' TERM; while :; do sleep 1; done"));
     broker.apply(&i, &stubborn).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    until_many(&ground, &i, 2).await;
     let old = ground.leader(&i);
     let changed = desired(script(&placement, "while :; do sleep 2; done"));
     broker.apply(&i, &changed).await.unwrap();
