@@ -101,6 +101,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_administrators_later_secrets_are_the_instances_too() {
+        for number in [0, 1, 17] {
+            let name = secret_name::nth_admin("i", number);
+            assert!(
+                secret_name::is_admin(&name) && !secret_name::is_binding(&name),
+                "{name}"
+            );
+        }
+        assert_eq!(secret_name::nth_admin("i", 0), secret_name::admin("i"));
+        for other in [
+            "i/admin-",
+            "i/admin-x",
+            "i/admin-1/b",
+            "i/b/admin-1",
+            "i/generated",
+            "admin",
+        ] {
+            assert!(!secret_name::is_admin(other), "{other}");
+        }
+        assert!(secret_name::is_binding(&secret_name::binding("i", "b")));
+    }
+
     fn secret(word: &str) -> Secret {
         Secret::from_pairs([("password", word)])
     }

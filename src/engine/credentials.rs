@@ -26,7 +26,7 @@ pub(super) const STEPS: &[&str] = &["renew", "change", "apply", "ready", "prepar
 /// How long it may take: a server that is away comes back, and meanwhile nothing else is done on the instance.
 const PATIENCE: Duration = Duration::from_mins(15);
 /// Member of an instance's facts that holds [`Standing`].
-const FACT: &str = "admin";
+pub(super) const FACT: &str = "admin";
 
 /// Which credentials of an instance's administrator count, by their numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

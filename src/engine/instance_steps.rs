@@ -328,6 +328,16 @@ fn volumes(engine: &Engine, instance: &Instance) -> Volumes {
     }
 }
 
+/// A new attempt where an earlier one failed: what kept volumes know of it is known of them still.
+pub(super) fn lasting(mut row: Instance, before: &Instance) -> Instance {
+    for fact in ["has_data", credentials::FACT] {
+        if let Some(known) = before.facts.get(fact) {
+            row.facts.insert(fact.into(), known.clone());
+        }
+    }
+    row
+}
+
 fn has_data(instance: &Instance) -> bool {
     instance.facts.get("has_data") == Some(&Value::Bool(true))
 }

@@ -1,7 +1,7 @@
 //! Commands on instances: PUT, PATCH, DELETE.
 
 use super::Engine;
-use super::instance_steps::{PROVISION, steps};
+use super::instance_steps::{PROVISION, lasting, steps};
 use crate::domain::audit::Event;
 use crate::domain::catalog::{Offering, Plan};
 use crate::domain::decide::{self, DeprovisionDecision, InstanceNow, ProvisionDecision, UpdateDecision};
@@ -85,7 +85,11 @@ impl Engine {
                     let found = tx.instance_now(&row.iid).await?;
                     let decision = decide(&request, found.as_ref())?;
                     match (decision, found) {
-                        (ProvisionDecision::Create(_), _) => {
+                        (ProvisionDecision::Create(_), before) => {
+                            let row = match before {
+                                Some(before) => lasting(row, &before.instance),
+                                None => row,
+                            };
                             tx.save_instance(&row).await?;
                             tx.insert_operation(&operation).await?;
                             Ok(Written::Working(Box::new(row), accepted))

@@ -374,6 +374,8 @@ async fn kept_volumes_open_whichever_credentials_they_know() {
         let broker = with(choices).await;
         broker.provisioned_as(ALPHA, KEPT, json!({"size": 5})).await;
         let iid = broker.row("one").await.iid;
+        let bind = json!({"service_id": ALPHA, "plan_id": KEPT});
+        let old = broker.bound_later("a", &bind).await;
         let former = there(&broker, &iid);
         broker.engine.rotate_admin(&iid).await.unwrap();
         if let Some(when) = when {
@@ -393,14 +395,24 @@ async fn kept_volumes_open_whichever_credentials_they_know() {
         broker.delete(&path).await.expect(202);
         broker.run_until_idle().await;
         broker.sweeper().once().await.unwrap();
-        broker.engine.undelete(&iid).await.unwrap();
-        broker.run_until_idle().await;
+        if when.is_none() {
+            // Bringing it back fails, and the platform tries to create it: over the same volumes.
+            let no = Effect::Fail(PortErrorKind::Invalid, "There is no room.");
+            broker.world.plan("apply", When::Before, no, 1);
+            broker.engine.undelete(&iid).await.unwrap();
+            broker.run_until_idle().await;
+            assert_eq!(broker.last(&instance("one")).await.body["state"], "failed");
+            broker.provisioned_as(ALPHA, KEPT, json!({"size": 5})).await;
+        } else {
+            broker.engine.undelete(&iid).await.unwrap();
+            broker.run_until_idle().await;
+        }
+        assert!(!broker.opens(&old), "a binding from before its end");
         assert_eq!(
             broker.last(&instance("one")).await.body["state"],
             "succeeded",
             "{when:?}"
         );
-        let bind = json!({"service_id": ALPHA, "plan_id": KEPT});
         let credentials = broker.bound_later("b", &bind).await;
         assert!(broker.opens(&credentials), "{when:?}");
         broker.delete(&path).await.expect(202);

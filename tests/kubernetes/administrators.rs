@@ -13,7 +13,7 @@ const POSTGRES: Plan = ("postgres", "small");
 const LONG: Duration = Duration::from_secs(180);
 
 /// A binding's credentials with the administrator's name and password.
-async fn as_admin(scene: &Scene, id: &str, credentials: &Value) -> Value {
+pub async fn as_admin(scene: &Scene, id: &str, credentials: &Value) -> Value {
     let admin = scene.stage.served.state().await.admin(id).await;
     let mut other = credentials.clone();
     for member in ["username", "password"] {
@@ -43,6 +43,20 @@ async fn pods(scene: &Scene, home: &str) -> Vec<String> {
     found["items"].as_array().unwrap().iter().map(uid).collect()
 }
 
+/// Gives an instance's administrator new credentials, and waits for the end of it.
+pub async fn administrator_rotates(scene: &Scene, id: &str) {
+    let rotate = ["credentials", "rotate", "--instance", &iid(id)];
+    let said = tokio::task::block_in_place(|| scene.command(&rotate));
+    let (_, operation) = said.split_once("operations show ").unwrap();
+    let (operation, _) = operation.split_once('`').unwrap();
+    let state = scene.stage.served.state().await;
+    state.idle().await;
+    let (row, _) = state.store.operation(operation).await.unwrap().unwrap();
+    let told = row.operation.description;
+    assert!(told.contains("has new credentials"), "{told}");
+    state.store.close().await;
+}
+
 async fn goes_through(plan: Plan) {
     let scene = Scene::new().await;
     let (osb, id) = (&scene.osb, scene.id(plan.0));
@@ -64,22 +78,7 @@ async fn goes_through(plan: Plan) {
     assert_eq!(ask(&app, plan, &former).await.unwrap(), "one");
     let before = pods(&scene, &home).await;
 
-    let said =
-        tokio::task::block_in_place(|| scene.command(&["credentials", "rotate", "--instance", &iid(&id)]));
-    let operation = said
-        .split("operations show ")
-        .nth(1)
-        .unwrap()
-        .split('`')
-        .next()
-        .unwrap();
-    let state = scene.stage.served.state().await;
-    state.idle().await;
-    let (row, _) = state.store.operation(operation).await.unwrap().unwrap();
-    let told = row.operation.description;
-    assert!(told.contains("has new credentials"), "{told}");
-    state.store.close().await;
-
+    administrator_rotates(&scene, &id).await;
     let now = as_admin(&scene, &id, &bound).await;
     assert_ne!(now["password"], former["password"]);
     let secret = scene

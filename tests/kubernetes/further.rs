@@ -1,5 +1,6 @@
 //! The same flows for services whose image not every testbed has: MinIO, Cassandra.
 
+use crate::administrators::{administrator_rotates, as_admin};
 use crate::cluster::image;
 use crate::pods::Tools;
 use crate::s3_client;
@@ -153,6 +154,16 @@ async fn cassandra_from_create_to_delete() {
     known["username"] = "cassandra".into();
     known["password"] = "cassandra".into();
     assert!(cql(&app, &known, &select).await.is_err());
+
+    let former = as_admin(&scene, &id, &first).await;
+    assert!(cql(&app, &former, &select).await.is_ok());
+    administrator_rotates(&scene, &id).await;
+    assert!(cql(&app, &former, &select).await.is_err());
+    assert!(
+        cql(&app, &as_admin(&scene, &id, &first).await, &select)
+            .await
+            .is_ok()
+    );
 
     osb.unbind(CASSANDRA, &id, "first").await;
     assert!(cql(&app, &first, &select).await.is_err());

@@ -1,5 +1,6 @@
 //! Plans of several members, with real pods: the loss of one member is survived, with the credentials that were given.
 
+use crate::administrators::{administrator_rotates, as_admin};
 use crate::pods::Tools;
 use crate::scene::{Plan, Stage, iid, space};
 use crate::support::clients;
@@ -67,6 +68,9 @@ async fn a_redis_group_survives_the_loss_of_its_primary() {
     assert_eq!(app.redis(&primary, &["SET", "kept", "one"]).await.unwrap(), "OK");
     let copies = app.redis(&primary, &["WAIT", "1", "5000"]).await.unwrap();
     assert!(copies.parse::<u32>().unwrap() >= 1, "{copies}");
+    let former = as_admin(&scene, &id, &user).await;
+    administrator_rotates(&scene, &id).await;
+    let administrator = as_admin(&scene, &id, &user).await;
 
     let pod = primary["host"]
         .as_str()
@@ -121,6 +125,13 @@ async fn a_redis_group_survives_the_loss_of_its_primary() {
             app.redis(&there, &["PING"]).await.is_err(),
             "{node} lets a revoked user in"
         );
+        for (login, gets_in) in [(&administrator, true), (&former, false)] {
+            let mut there = there.clone();
+            there["username"] = login["username"].clone();
+            there["password"] = login["password"].clone();
+            let asked = app.redis(&there, &["PING"]).await;
+            assert_eq!(asked.is_ok(), gets_in, "{node}: {asked:?}");
+        }
     }
     osb.delete(REDIS, &id).await;
     scene.end().await;

@@ -533,3 +533,40 @@ async fn in_a_group_every_node_knows_a_user_and_none_a_revoked_one() {
     let refused = Redis.issue(&target, &grant, &user).await.unwrap_err();
     assert_eq!(refused.kind, PortErrorKind::Transient, "{refused:?}");
 }
+
+/// Of a group that a rotation has reached in part, every node is brought to the new administrator in the end.
+#[tokio::test]
+async fn in_a_group_every_node_gets_the_new_administrator() {
+    let group = Group::start();
+    let target = group.target();
+    settle("prepare", || Redis.prepare(&target)).await;
+    let login = |secret: &Secret| NewUser {
+        handle: secret.text("username").to_owned(),
+        secret: secret.clone(),
+    };
+    let next = Redis.generate_admin(&target.settings).unwrap();
+    let (former, now) = (login(&target.admin), login(&next));
+
+    group.nodes[1].running.process.signal(Signal::SIGSTOP);
+    let away = Redis.rotate_admin(&target, &next).await.unwrap_err();
+    assert_eq!(away.kind, PortErrorKind::Transient, "{away:?}");
+    group.nodes[1].running.process.signal(Signal::SIGCONT);
+    assert_eq!(group.who_lets_in(&now).await, [true, false, false]);
+    assert_eq!(group.who_lets_in(&former).await, [false, true, true]);
+
+    settle("rotate", || Redis.rotate_admin(&target, &next)).await;
+    assert_eq!(group.who_lets_in(&now).await, [true, true, true]);
+    assert_eq!(group.who_lets_in(&former).await, [false, false, false]);
+    let hash = next.text("password_sha256");
+    assert!(
+        group
+            .nodes
+            .iter()
+            .all(|node| node.running.saved_users().contains(hash))
+    );
+    let after = Target {
+        admin: next.clone(),
+        ..target.clone()
+    };
+    settle("prepare", || Redis.prepare(&after)).await;
+}
