@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR := $(CHANDLER_CACHE)/target
 endif
 endif
 
-.PHONY: help demo demo-kubernetes demo-platform run test test-real check bench bench-kube image testbed gen deps
+.PHONY: help demo demo-kubernetes demo-platform run test test-real check bench bench-kube bench-bindings image testbed gen deps
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: deps ## Measure speed and memory; the method is in bench/README.md
 
 bench-kube: deps ## Measure the Kubernetes provisioner on a node of its own (root)
 	@bench/kube.sh $(ARGS)
+
+bench-bindings: deps ## Measure binds, unbinds and the sweep with a real Keycloak and Vault (root)
+	@bench/bindings.sh $(ARGS)
 
 image: ## Make a container image of the release binary
 	@scripts/image.sh $(ARGS)

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn new(child: Child, address: SocketAddr) -> Self {
+    /// Takes charge of a child; `address` = where it listens, if it does.
+    pub fn new(child: Child, address: SocketAddr) -> Self {
         running().insert(child.id());
         Self { child, address }
     }
@@ -82,6 +83,11 @@ impl Process {
             })
             .with_context(|| word.to_owned())?;
         Ok(kib * 1024.0 / 1e6)
+    }
+
+    /// Its exit status, once it has ended by itself.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Ends it as a crash would.
