@@ -399,6 +399,8 @@ impl Drop for Mission {
                         format!("mounts/{name}-int"),
                         format!("auth/{name}-jwt"),
                         format!("auth/{name}-approle"),
+                        format!("policies/acl/{name}-binding"),
+                        format!("policies/acl/{name}-broker"),
                     ] {
                         let url = format!("{}/v1/sys/{path}", vault.address);
                         web.delete(url)
