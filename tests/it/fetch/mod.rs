@@ -603,6 +603,9 @@ fn a_log_in_is_renewed_before_it_ends_and_when_it_was_lost() {
     // Vault lost its tokens, as after a restart.
     place.fake.change(|state| state.lease = 900);
     watching.until("a long log-in", || place.fake.asked(Ask::Login) >= 4);
+    // A refusal right after a log-in would be meant.
+    let reads = place.fake.asked(Ask::Read);
+    watching.until("it is read with", || place.fake.asked(Ask::Read) > reads);
     let before = place.fake.asked(Ask::Login);
     place
         .fake
