@@ -129,7 +129,7 @@ fn sweep(place: &Place, config: &Path, bindings: u64) -> Result<Swept> {
     let took = began.elapsed().as_secs_f64();
     let said = fs::read_to_string(&out)?;
     let last = said.lines().last().unwrap_or_default();
-    let expected = format!("{bindings} clients, {bindings} secrets and {bindings} users");
+    let expected = format!("{bindings} clients, {bindings} secrets, {bindings} users");
     if !status.success() || !last.contains("everything agrees") || !last.contains(&expected) {
         bail!("the sweep of {bindings} says: {last}");
     }
