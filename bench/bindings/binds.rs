@@ -77,7 +77,7 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         ),
         median(&ratios),
         "",
-        Limit::AtMost(3.0),
+        Limit::AtMost(5.0),
     );
     calls(report, "one after the other", ONE_BY_ONE, &to_keycloak, &to_vault)?;
 
