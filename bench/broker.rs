@@ -337,3 +337,18 @@ pub async fn serve_bytes(file: &str, address: &str) -> Result<()> {
     .await?;
     Ok(())
 }
+
+/// Stops every server of a data directory whose broker has ended.
+pub fn stop_instances(data: &Path) {
+    let stopped = program()
+        .args(["dev", "stop", "--data-dir"])
+        .arg(data)
+        .stdout(Stdio::null())
+        .status();
+    if !stopped.is_ok_and(|status| status.success()) {
+        eprintln!(
+            "warning: servers below {} may still run; `chandler dev stop --data-dir {0}` stops them",
+            data.display()
+        );
+    }
+}

@@ -1,12 +1,11 @@
 //! Real servers on this machine: how long creating and binding take a person who waits.
 
-use crate::broker::{Broker, program};
+use crate::broker::{Broker, stop_instances};
 use crate::report::{Limit, Report, median};
 use crate::rows::{Wanted, guid};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Instances made of each service, one after the other.
@@ -142,19 +141,4 @@ impl Drop for StopInstances {
 /// The data directory of `chandler dev` below the benchmark's.
 pub fn data_dir(dir: &Path) -> PathBuf {
     dir.join("dev")
-}
-
-/// Stops every server of a data directory whose broker has ended.
-pub fn stop_instances(data: &Path) {
-    let stopped = program()
-        .args(["dev", "stop", "--data-dir"])
-        .arg(data)
-        .stdout(Stdio::null())
-        .status();
-    if !stopped.is_ok_and(|status| status.success()) {
-        eprintln!(
-            "warning: servers below {} may still run; `chandler dev stop --data-dir {0}` stops them",
-            data.display()
-        );
-    }
 }

@@ -13,7 +13,6 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -36,22 +35,11 @@ pub fn clean() {
         // Taken out one by one: an interrupt may come while this runs.
         let Some((name, dir)) = made().pop() else { return };
         if dir.join("instances").exists() {
-            stop_instances(&dir);
+            broker::stop_instances(&dir);
         }
         if let Err(why) = Servers::open().and_then(|servers| servers.remove(&name)) {
             eprintln!("warning: something called {name} is left in Keycloak or the vault: {why:#}");
         }
-    }
-}
-
-fn stop_instances(data: &Path) {
-    let stopped = program()
-        .args(["dev", "stop", "--data-dir"])
-        .arg(data)
-        .stdout(Stdio::null())
-        .status();
-    if !stopped.is_ok_and(|status| status.success()) {
-        eprintln!("warning: servers below {} may still run", data.display());
     }
 }
 
