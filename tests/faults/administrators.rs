@@ -5,7 +5,7 @@ use crate::support::audit::{Expected, State};
 use crate::support::clients::{self, Access};
 use crate::support::home::{Home, signal};
 use crate::support::platform::{Platform, Service};
-use crate::support::process::{self, Broker, text};
+use crate::support::process::{self, Broker};
 use crate::support::until;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -45,14 +45,7 @@ async fn administrators_get_new_credentials_and_bindings_do_not_notice() {
     let mut broker = Broker::dev(&home);
     let platform = Platform::dev(&broker, &home);
     let state = State::dev(&home).await;
-    let data = home.data();
-    let at = data.to_str().unwrap();
-    let ask = |words: &[&str]| {
-        let mut all = words.to_vec();
-        all.extend(["--data-dir", at]);
-        let output = tokio::task::block_in_place(|| process::run(&all));
-        (output.status.success(), text(&output))
-    };
+    let ask = |words: &[&str]| process::operator(&home, words);
     platform.create(Service::Nats, "nats").await;
     let mut bound = Vec::new();
     for service in BOTH {

@@ -222,14 +222,7 @@ async fn operators_see_retry_and_cancel_work() {
     let mut broker = Broker::dev(&home);
     let platform = Platform::dev(&broker, &home);
     let state = State::dev(&home).await;
-    let data = home.data();
-    let at = data.to_str().unwrap();
-    let ask = |words: &[&str]| {
-        let mut all = words.to_vec();
-        all.extend(["--data-dir", at]);
-        let output = tokio::task::block_in_place(|| process::run(&all));
-        (output.status.success(), text(&output))
-    };
+    let ask = |words: &[&str]| process::operator(&home, words);
     let created = platform.ask_instance(Service::Redis, "cache", json!({})).await;
     platform.ended(&created, &instance("cache")).await;
     let iid = state.iid("cache");

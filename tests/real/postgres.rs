@@ -174,8 +174,8 @@ async fn the_administrator_gets_new_credentials() {
     );
 }
 
-#[tokio::test]
-async fn an_administrator_who_is_no_superuser_rotates_itself() {
+/// A server whose administrator is no superuser.
+async fn limited() -> Pg {
     let mut server = Pg::start();
     let mut superuser = server.superuser("postgres").await;
     ok(
@@ -184,6 +184,12 @@ async fn an_administrator_who_is_no_superuser_rotates_itself() {
     )
     .await;
     server.admin = Secret::from_pairs([("username", "limited"), ("password", "limited")]);
+    server
+}
+
+#[tokio::test]
+async fn an_administrator_who_is_no_superuser_rotates_itself() {
+    let server = limited().await;
     let target = server.target();
     let next = Secret::from_pairs([("username", "limited"), ("password", "Other1")]);
     settle("rotate", || Sql.rotate_admin(&target, &next)).await;
@@ -215,14 +221,7 @@ async fn postgres_keeps_the_contract() {
 
 #[tokio::test]
 async fn an_administrator_who_is_no_superuser_suffices() {
-    let mut server = Pg::start();
-    let mut superuser = server.superuser("postgres").await;
-    ok(
-        &mut superuser,
-        "CREATE ROLE limited LOGIN CREATEROLE CREATEDB PASSWORD 'limited'",
-    )
-    .await;
-    server.admin = Secret::from_pairs([("username", "limited"), ("password", "limited")]);
+    let server = limited().await;
     contract::whole_life(&server).await;
 
     // A tenant's own things move without superuser rights too.

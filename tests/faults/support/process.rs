@@ -25,6 +25,15 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// What an operator's command on this home says, and whether it succeeded.
+pub fn operator(home: &Home, words: &[&str]) -> (bool, String) {
+    let data = home.data();
+    let mut all = words.to_vec();
+    all.extend(["--data-dir", data.to_str().unwrap()]);
+    let output = tokio::task::block_in_place(|| run(&all));
+    (output.status.success(), text(&output))
+}
+
 /// Runs a command of the program to its end.
 pub fn run(arguments: &[&str]) -> Output {
     let mut child = command(arguments)
