@@ -64,7 +64,7 @@ fi
 MINIO_BIN=$(source tests/testbed/lib.sh && source tests/testbed/programs.sh && minio)
 CASSANDRA_HOME=$(tests/testbed/servers/cassandra/distribution)
 export MINIO_BIN CASSANDRA_HOME
-tests/platform/pouchdb.sh
+tests/testbed/servers/couchdb/distribution >/dev/null
 tests/platform/spring.sh >/dev/null
 # Keycloak and Vault, of which tests use realms and mounts of their own, stand beside the node, so the tests do, too.
 for name in keycloak vault; do

@@ -173,7 +173,8 @@ impl Pouch {
     pub fn start(password: &str) -> Self {
         let usual =
             cache().join("testbed/pouchdb-server-4.2.0/node_modules/pouchdb-server/bin/pouchdb-server");
-        let advice = "run tests/platform/pouchdb.sh once, which fetches it, or set POUCHDB_SERVER";
+        let advice =
+            "run tests/testbed/servers/couchdb/distribution once, which fetches it, or set POUCHDB_SERVER";
         let program = program("POUCHDB_SERVER", &[usual], advice);
         let dir = directory("pouchdb");
         let config = serde_json::json!({

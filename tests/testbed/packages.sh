@@ -29,10 +29,14 @@ wanted_packages() {
       has_command redis-cli || echo redis-tools
       ;;
     keycloak | cassandra) java=yes ;;
+    couchdb)
+      has_command node || echo nodejs
+      has_command npm || echo npm
+      ;;
     esac
   done
   if [ $java = yes ]; then
-    compgen -G '/usr/lib/jvm/java-17-openjdk-*/bin/java' >/dev/null || echo openjdk-17-jre-headless
+    compgen -G '/usr/lib/jvm/java-17-openjdk-*/bin/javac' >/dev/null || echo openjdk-17-jdk-headless
     has_command mvn || echo maven
   fi
 }
