@@ -3,6 +3,7 @@
 use super::clients;
 use super::home::{Home, processes_below};
 use super::platform::Service;
+use super::until;
 use chandler::adapters::sealed::SealedStore;
 use chandler::app::{self, SqlRows, SystemClock};
 use chandler::config::{Config, Dev, Hidden};
@@ -48,7 +49,11 @@ impl State {
 
     /// Of a `chandler serve`.
     pub async fn of(config: &Config, platform: &str) -> Self {
-        let store = app::open_store(config).await.unwrap();
+        // Beside many other servers that start, PostgreSQL may take longer than a broker waits for a connection.
+        let store = until("the store can be opened", Duration::from_secs(60), || async {
+            app::open_store(config).await.ok()
+        })
+        .await;
         let rows = SqlRows::new(store.clone(), Arc::new(SystemClock));
         let sealed = SealedStore::new(app::seal_keys(config).unwrap(), rows);
         Self {
