@@ -246,6 +246,17 @@ pub struct Target {
     pub revoked: Vec<RevokedHandle>,
 }
 
+impl Target {
+    /// The same server, with other credentials of its administrator.
+    #[must_use]
+    pub fn with_admin(&self, admin: &Secret) -> Self {
+        Self {
+            admin: admin.clone(),
+            ..self.clone()
+        }
+    }
+}
+
 /// A handle that must not be let in any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevokedHandle {

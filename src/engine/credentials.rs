@@ -15,10 +15,12 @@ use crate::domain::decide::InstanceNow;
 use crate::domain::error::{Error, ErrorKind};
 use crate::domain::instance::{Instance, InstanceState, Millis};
 use crate::domain::operation::OperationKind;
+use crate::domain::secret::Secret;
 use crate::ports::{CredentialMechanism, PortError, PortErrorKind, PortResult, Target, secret_name};
 use crate::store::{Claimed, NewOperation, Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Its steps. Three of them are a provision's: what is rendered with the credentials is brought up to the new ones.
@@ -100,10 +102,7 @@ pub(super) async fn settled(
         return Ok(target);
     };
     match mechanism.rotate_admin(&target, &next).await {
-        Ok(()) => Ok(Target {
-            admin: next,
-            ..target
-        }),
+        Ok(()) => Ok(target.with_admin(&next)),
         Err(error) if matches!(error.kind, PortErrorKind::Transient | PortErrorKind::Conflict) => Err(error),
         Err(_) => Ok(target),
     }
@@ -190,11 +189,7 @@ pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> PortResult<Step>
                 // Done, and its record as well: an operator had the step repeated.
                 return Ok(Step::Done(Progress::default()));
             };
-            let name = secret_name::nth_admin(&instance.iid, next);
-            let made = secrets.get(&name).await?.ok_or_else(missing)?;
-            let name = secret_name::nth_admin(&instance.iid, standing.now);
-            let before = secrets.get(&name).await?.ok_or_else(missing)?;
-            let (mechanism, target) = target_as(engine, instance, before).await?.ok_or_else(missing)?;
+            let (mechanism, target, made) = between(engine, instance, standing.now, next).await?;
             mechanism.rotate_admin(&target, &made).await?;
             standing = Standing {
                 now: next,
@@ -208,11 +203,8 @@ pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> PortResult<Step>
             let Some(former) = standing.former else {
                 return Ok(Step::Done(Progress::default()));
             };
-            let name = secret_name::nth_admin(&instance.iid, former);
-            let former = secrets.get(&name).await?.ok_or_else(missing)?;
-            let made = secrets.get(&present(instance)).await?.ok_or_else(missing)?;
-            let (mechanism, target) = target_as(engine, instance, former).await?.ok_or_else(missing)?;
             // Something that looks after the server may have put the former ones back before it heard of the new ones.
+            let (mechanism, target, made) = between(engine, instance, former, standing.now).await?;
             mechanism.rotate_admin(&target, &made).await.map_err(passing)?;
             Ok(Step::Done(Progress::default()))
         }
@@ -241,6 +233,24 @@ pub(super) async fn step(engine: &Engine, claimed: &Claimed) -> PortResult<Step>
             Ok(standing.recorded(instance))
         }
     }
+}
+
+/// What brings the server from the administrator's credentials of one number to those of another.
+async fn between(
+    engine: &Engine,
+    instance: &Instance,
+    from: u32,
+    to: u32,
+) -> PortResult<(Arc<dyn CredentialMechanism>, Target, Secret)> {
+    let secrets = &engine.ports.secrets;
+    let kept = async |number| {
+        let name = secret_name::nth_admin(&instance.iid, number);
+        secrets.get(&name).await?.ok_or_else(missing)
+    };
+    let (before, next) = (kept(from).await?, kept(to).await?);
+    let chosen = mechanism(engine, instance)?.ok_or_else(missing)?;
+    let (mechanism, target) = target_as(engine, instance, chosen, before).await?;
+    Ok((mechanism, target, next))
 }
 
 /// A refusal may pass while something that looks after the server (an operator in a cluster) hears of the new credentials.

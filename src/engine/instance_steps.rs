@@ -415,27 +415,23 @@ pub(super) async fn target(
     engine: &Engine,
     instance: &Instance,
 ) -> Result<Option<(Arc<dyn CredentialMechanism>, Target)>, PortError> {
-    if mechanism(engine, instance)?.is_none() {
-        return Ok(None);
-    }
-    let admin = engine.ports.secrets.get(&credentials::present(instance)).await?;
-    let admin = admin.ok_or_else(credentials::missing)?;
-    let Some((mechanism, target)) = target_as(engine, instance, admin).await? else {
+    let Some(chosen) = mechanism(engine, instance)? else {
         return Ok(None);
     };
+    let admin = engine.ports.secrets.get(&credentials::present(instance)).await?;
+    let admin = admin.ok_or_else(credentials::missing)?;
+    let (mechanism, target) = target_as(engine, instance, chosen, admin).await?;
     let target = credentials::settled(engine, instance, &*mechanism, target).await?;
     Ok(Some((mechanism, target)))
 }
 
-/// The same, with these credentials of the administrator.
+/// The same for its mechanism, with these credentials of the administrator.
 pub(super) async fn target_as(
     engine: &Engine,
     instance: &Instance,
+    (mechanism, settings, name): Chosen,
     admin: Secret,
-) -> Result<Option<(Arc<dyn CredentialMechanism>, Target)>, PortError> {
-    let Some((mechanism, settings, name)) = mechanism(engine, instance)? else {
-        return Ok(None);
-    };
+) -> Result<(Arc<dyn CredentialMechanism>, Target), PortError> {
     let endpoint = instance
         .endpoints
         .iter()
@@ -448,17 +444,15 @@ pub(super) async fn target_as(
     for endpoint in &instance.endpoints {
         endpoints.push(provisioner.reach(&reference, endpoint).await?);
     }
-    Ok(Some((
-        mechanism,
-        Target {
-            iid: instance.iid.clone(),
-            endpoint: provisioner.reach(&reference, &endpoint).await?,
-            endpoints,
-            settings,
-            admin,
-            revoked: revoked(engine, &instance.iid).await?,
-        },
-    )))
+    let target = Target {
+        iid: instance.iid.clone(),
+        endpoint: provisioner.reach(&reference, &endpoint).await?,
+        endpoints,
+        settings,
+        admin,
+        revoked: revoked(engine, &instance.iid).await?,
+    };
+    Ok((mechanism, target))
 }
 
 /// Everybody whom this instance must not let in any more.

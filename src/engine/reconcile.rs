@@ -1,5 +1,6 @@
 //! Compares what the rows say of bindings with what is there: clients at the identity provider, secrets in the vault,
-//! users on the instances' servers, Secrets in applications' namespaces (of these each by its name: nobody may list them). On a timer it only tells; an operator may have it put right what it finds.
+//! users on the instances' servers, Secrets in applications' namespaces (of these each by its name: nobody may list them).
+//! On a timer it only tells; an operator may have it put right what it finds.
 //!
 //! What must stay true: it holds a page at a time (of users: the names on eight servers) and asks the rows about a page at
 //! once, so its memory does not grow with the number of bindings. The world is read before the rows, and rows are written before anything is made outside, so

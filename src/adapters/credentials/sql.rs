@@ -9,7 +9,7 @@
 //!   may hold locks or come back in a loop; the few repeats below are for that, all other repeats are the engine's;
 //! - the clear password never becomes SQL text.
 
-use super::common::{administrator, is_user, not_this_bindings};
+use super::common::{administrator, is_user, not_this_bindings, own_name};
 use super::password;
 use super::sql_settings::{Names, Settings};
 use super::sql_text::{Ident, Verifier, timestamp};
@@ -493,17 +493,13 @@ impl CredentialMechanism for Sql {
 
     async fn rotate_admin(&self, target: &Target, next: &Secret) -> PortResult<()> {
         within(ISSUE_TIME, async {
-            let name = Ident::parse(next.text("username"))?;
-            let cut = Settings::of(target)?.dialect.cut_own();
-            let Some(cut) = cut.filter(|_| name.name() == target.admin.text("username")) else {
+            let name = Ident::parse(own_name(target, next)?)?;
+            let Some(cut) = Settings::of(target)?.dialect.cut_own() else {
                 return Err(PortError::invalid(
                     "The broker cannot exchange the administrator's credentials of this database server.",
                 ));
             };
-            let after = Target {
-                admin: next.clone(),
-                ..target.clone()
-            };
+            let after = target.with_admin(next);
             match Admin::open(target, name.name()).await {
                 Ok(mut admin) => {
                     // Nothing but the verifier crosses the network and can reach the server's log.

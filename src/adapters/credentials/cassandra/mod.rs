@@ -507,10 +507,7 @@ impl CredentialMechanism for Cassandra {
                 Err(error) if error.kind == PortErrorKind::Denied => {}
                 Err(error) => return Err(error),
             }
-            let after = Target {
-                admin: next.clone(),
-                ..target.clone()
-            };
+            let after = target.with_admin(next);
             Admin::open(&after).await.map_err(not_yet)?;
             if target.admin == *next {
                 return Ok(());

@@ -315,10 +315,7 @@ impl CredentialMechanism for Statements {
                 let verifier = Verifier::new(next.text("password"))?.to_string();
                 filling.set("verifier", verifier.trim_matches('\'').into());
             }
-            let after = Target {
-                admin: next.clone(),
-                ..target.clone()
-            };
+            let after = target.with_admin(next);
             // After an earlier try that got so far, the next ones let in; the list goes to its end all the same.
             let mut admin = match Work::administer(target, &settings, "rotate_admin").await {
                 Err(error) if error.kind == PortErrorKind::Denied => {
