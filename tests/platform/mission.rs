@@ -16,7 +16,7 @@ async fn from_the_catalog_to_the_last_refusal() {
     assert!(doctor.status.success(), "{}", said(&doctor));
 
     // Catalog and instance.
-    let (ids, query) = mission.create_database().await;
+    let (ids, query) = mission.create_database(json!({})).await;
 
     // Two applications, each with a client of its own.
     let (web_app, other) = (mission.bind(&ids, "web").await, mission.bind(&ids, "other").await);

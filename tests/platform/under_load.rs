@@ -73,7 +73,7 @@ async fn a_rotation_under_load_loses_no_connection_made_with_the_newer_secret() 
     });
     mission.set_up().await;
     mission.serve().await;
-    let (ids, query) = mission.create_database().await;
+    let (ids, query) = mission.create_database(json!({})).await;
     let credentials = mission.bind(&ids, "web").await;
 
     let dir = mission.dir.path();

@@ -236,7 +236,12 @@ impl Mission {
     }
 
     pub async fn osb(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
-        let answer = web(None)
+        self.osb_by(&web(None), method, path, body).await
+    }
+
+    /// The same by a client of the caller's own.
+    pub async fn osb_by(&self, web: &Client, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let answer = web
             .request(method.parse().unwrap(), format!("{}{path}", self.url))
             .basic_auth("cf", Some(PASSWORD))
             .header("x-broker-api-version", "2.17")
@@ -248,7 +253,7 @@ impl Mission {
     }
 
     /// Asks for the smallest PostgreSQL, by the name `db`; its ids, and the same as a query.
-    pub async fn create_database(&self) -> (Value, String) {
+    pub async fn create_database(&self, parameters: Value) -> (Value, String) {
         let (_, catalog) = self.osb("GET", "/v2/catalog", json!({})).await;
         let named = |list: &Value, name: &str| {
             let mut list = list.as_array().unwrap().iter();
@@ -262,8 +267,10 @@ impl Mission {
         let mut body = ids.clone();
         body["organization_guid"] = "o".into();
         body["space_guid"] = "s".into();
+        body["parameters"] = parameters;
         let path = "/v2/service_instances/db?accepts_incomplete=true";
-        assert_eq!(self.osb("PUT", path, body).await.0, 202);
+        let (status, told) = self.osb("PUT", path, body).await;
+        assert_eq!(status, 202, "{told}");
         self.done("db").await;
         (ids, query)
     }

@@ -34,6 +34,8 @@ pub struct Stage {
     pub vault: Arc<Proxy>,
     pub keycloak: Arc<Proxy>,
     pub ids: Value,
+    /// The same as a query.
+    query: String,
     web: Client,
 }
 
@@ -101,6 +103,7 @@ impl Stage {
             vault: ahead,
             keycloak,
             ids: Value::Null,
+            query: String::new(),
             web: Client::builder()
                 .no_proxy()
                 .timeout(Duration::from_secs(100))
@@ -118,36 +121,15 @@ impl Stage {
 
     /// Makes the instance.
     pub async fn provision(&mut self) {
-        let (_, catalog) = self.ask("GET", "/v2/catalog", json!({})).await;
-        let named = |of: &Value, name: &str| {
-            let found = of.as_array().unwrap().iter().find(|one| one["name"] == name);
-            found.unwrap().clone()
-        };
-        let postgres = named(&catalog["services"], "postgres");
-        let small = named(&postgres["plans"], "small");
-        self.ids = json!({"service_id": postgres["id"], "plan_id": small["id"]});
-        let mut body = self.ids.clone();
-        body["organization_guid"] = json!("o");
-        body["space_guid"] = json!("s");
-        body["parameters"] = json!({"max_connections": 100});
-        let path = "/v2/service_instances/db?accepts_incomplete=true";
-        let (status, told) = self.ask("PUT", path, body).await;
-        assert_eq!(status, 202, "{told}");
-        self.mission.done("db").await;
+        (self.ids, self.query) = self
+            .mission
+            .create_database(json!({"max_connections": 100}))
+            .await;
     }
 
     /// A request of the platform, which waits as long as the broker does.
     pub async fn ask(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
-        let answer = self
-            .web
-            .request(method.parse().unwrap(), format!("{}{path}", self.mission.url))
-            .basic_auth("cf", Some(crate::whole::PASSWORD))
-            .header("x-broker-api-version", "2.17")
-            .json(&body)
-            .send()
-            .await
-            .unwrap();
-        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+        self.mission.osb_by(&self.web, method, path, body).await
     }
 
     pub fn path(&self, binding: &str) -> String {
@@ -158,7 +140,6 @@ impl Stage {
     /// Asks for a piece of work, as a platform does that takes 202 for an answer.
     pub async fn order(&self, work: Work, binding: &str) -> (u16, Value) {
         let path = self.path(binding);
-        let text = |name: &str| self.ids[name].as_str().unwrap().to_owned();
         match work {
             Work::Bind => {
                 self.ask(
@@ -174,8 +155,7 @@ impl Stage {
                 self.ask("POST", &path, json!({})).await
             }
             Work::Unbind => {
-                let (service, plan) = (text("service_id"), text("plan_id"));
-                let path = format!("{path}?accepts_incomplete=true&service_id={service}&plan_id={plan}");
+                let path = format!("{path}?accepts_incomplete=true&{}", self.query);
                 self.ask("DELETE", &path, json!({})).await
             }
         }
@@ -412,12 +392,7 @@ impl Stage {
             let done = self.mission.run(check);
             assert!(done.status.success(), "{check:?}: {}", said(&done));
         }
-        let text = |name: &str| self.ids[name].as_str().unwrap().to_owned();
-        let (service, plan) = (text("service_id"), text("plan_id"));
-        let path =
-            format!("/v2/service_instances/db?accepts_incomplete=true&service_id={service}&plan_id={plan}");
-        assert_eq!(self.ask("DELETE", &path, json!({})).await.0, 202);
-        self.mission.done("db").await;
+        self.mission.delete_database(&self.query).await;
         for mount in [self.mission.name.clone(), format!("{}-int", self.mission.name)] {
             let (status, told) = self
                 .mission
