@@ -359,6 +359,7 @@ mod tests {
             failing: None,
             attempt: 3,
             tries: 0,
+            failures: 0,
             due_at: 0,
             deadline_at: 0,
             description: String::new(),

@@ -168,10 +168,11 @@ fn shown(o: &Operation, owner: Option<&str>) -> String {
     if o.state == OperationState::Open {
         let _ = writeln!(
             text,
-            "step       {} (attempt {}, tries {}), due {}, deadline {}",
+            "step       {} (attempt {}, tries {}, failures {}), due {}, deadline {}",
             o.step,
             o.attempt,
             o.tries,
+            o.failures,
             at(o.due_at),
             at(o.deadline_at)
         );

@@ -148,8 +148,10 @@ pub struct Operation {
     pub failing: Option<String>,
     /// Fencing number: one more at each claim; a worker whose number is old cannot record.
     pub attempt: i64,
-    /// Transient failures of the present step, for the back-off.
+    /// How often the present step ran without being done: a long wait is looked at less often.
     pub tries: i64,
+    /// Its transient failures since it last worked, for the back-off.
+    pub failures: i64,
     /// Not to be claimed before.
     pub due_at: Millis,
     /// Fails when not done by then.

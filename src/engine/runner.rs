@@ -21,7 +21,7 @@ use tracing::{Instrument, debug, info, warn};
 
 /// Longest a single step may take before it counts as a transient failure.
 const STEP_LIMIT: Duration = Duration::from_secs(150);
-/// Failed tries of a step after which another process gets its turn first: one that is cut off from a server would
+/// Failures of a step in a row after which another process gets its turn first: one that is cut off from a server would
 /// otherwise always be the first to try again, because it alone knows the moment.
 const OWN_TRIES: i64 = 3;
 /// Longest pause between two tries of a step.
@@ -260,21 +260,19 @@ impl Runner {
                 merge(claimed, &progress);
                 self.go_on(claimed, step, progress).await
             }
-            Ok(Step::Again(after, message)) => {
-                self.again(claimed, after, message, "waiting", Lease::Free).await
-            }
+            Ok(Step::Again(after, message)) => self.again(claimed, after, message, 0, Lease::Free).await,
             Ok(Step::Failed(why)) => self.failed(claimed, &why, false).await,
             Err(error) => match error.kind {
                 PortErrorKind::Transient | PortErrorKind::Conflict => {
-                    info!(%step, tries = claimed.operation.tries, detail = %error.detail, "will try again");
+                    let failures = claimed.operation.failures;
+                    info!(%step, failures, detail = %error.detail, "will try again");
                     telemetry::step_retried(kind, &claimed.operation.offering);
-                    let tries = claimed.operation.tries;
-                    let lease = if tries < OWN_TRIES {
+                    let lease = if failures < OWN_TRIES {
                         Lease::Free
                     } else {
                         Lease::StepBack
                     };
-                    self.again(claimed, self.pause(tries), error.message, "retry", lease)
+                    self.again(claimed, self.pause(failures), error.message, failures + 1, lease)
                         .await
                 }
                 PortErrorKind::Denied | PortErrorKind::Invalid | PortErrorKind::Gone => {
@@ -303,6 +301,7 @@ impl Runner {
             step,
             due_at: self.engine.now(),
             tries: 0,
+            failures: 0,
             description: doing(claimed.operation.kind, step, claimed.operation.failing.as_deref()),
             failing: claimed.operation.failing.clone(),
             deadline_at: claimed.operation.deadline_at,
@@ -313,14 +312,16 @@ impl Runner {
         self.record(claimed, advance).await && !self.stop.is_cancelled()
     }
 
+    /// Comes back to the step after a pause: to wait on, or (`failures` > 0) to try again what failed so often by now.
     async fn again(
         &self,
         claimed: &mut Claimed,
         after: Duration,
         message: String,
-        word: &'static str,
+        failures: i64,
         lease: Lease,
     ) -> bool {
+        let word = if failures == 0 { "waiting" } else { "retry" };
         let operation = &claimed.operation;
         let due_at = self.engine.now() + millis(after).max(1);
         let said = operation.description == message;
@@ -328,6 +329,7 @@ impl Runner {
             step: known_step(&self.engine, claimed),
             due_at: due_at.min(operation.deadline_at),
             tries: operation.tries + 1,
+            failures,
             event: (!said).then(|| (operation.step.clone(), word, message.clone())),
             description: message,
             failing: operation.failing.clone(),
@@ -365,6 +367,7 @@ impl Runner {
                     step,
                     due_at: engine.now(),
                     tries: 0,
+                    failures: 0,
                     description: doing(operation.kind, step, Some(why)),
                     failing: Some(why.to_owned()),
                     deadline_at,
@@ -382,7 +385,7 @@ impl Runner {
 
     /// Writes a step down and brings the claimed copy up to it. False = it is not ours any more, or could not be written.
     async fn record(&self, claimed: &mut Claimed, advance: Advance) -> bool {
-        let (step, tries) = (advance.step, advance.tries);
+        let (step, tries, failures) = (advance.step, advance.tries, advance.failures);
         let (description, failing, deadline_at) = (
             advance.description.clone(),
             advance.failing.clone(),
@@ -399,10 +402,11 @@ impl Runner {
                 step.clone_into(&mut operation.step);
                 (
                     operation.tries,
+                    operation.failures,
                     operation.description,
                     operation.failing,
                     operation.deadline_at,
-                ) = (tries, description, failing, deadline_at);
+                ) = (tries, failures, description, failing, deadline_at);
                 true
             }
             Ok(false) => {
@@ -485,9 +489,9 @@ impl Runner {
     }
 
     /// Doubling pause with jitter, so that many that failed together do not come back together.
-    fn pause(&self, tries: i64) -> Duration {
-        let tries = i32::try_from(tries.clamp(0, 30)).unwrap_or(30);
-        let base = (60.0 * 1.8_f64.powi(tries)).min(LONGEST_PAUSE_MS);
+    fn pause(&self, failures: i64) -> Duration {
+        let failures = i32::try_from(failures.clamp(0, 30)).unwrap_or(30);
+        let base = (60.0 * 1.8_f64.powi(failures)).min(LONGEST_PAUSE_MS);
         Duration::from_secs_f64(base * (0.5 + self.chance()) / 1000.0)
     }
 

@@ -119,6 +119,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     ),
     (3, "delivery", include_str!("../../migrations/0003_delivery.sql")),
     (4, "audit", include_str!("../../migrations/0004_audit.sql")),
+    (5, "failures", include_str!("../../migrations/0005_failures.sql")),
 ];
 
 fn migrator() -> Migrator {

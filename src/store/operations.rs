@@ -84,8 +84,10 @@ pub struct Advance {
     pub step: &'static str,
     /// Due then; at once when not after now.
     pub due_at: Millis,
-    /// Transient failures so far of that step.
+    /// How often that step ran without being done.
     pub tries: i64,
+    /// Its transient failures since it last worked.
+    pub failures: i64,
     /// Progress text for people.
     pub description: String,
     /// Reason of the undo, once it is being undone.
@@ -416,7 +418,7 @@ impl Store {
                 };
                 let sql = format!(
                     "UPDATE operations SET step = $3, due_at = $4, tries = $5, description = $6, failing = $7, \
-                     deadline_at = $8{lease} WHERE {OWNED}"
+                     deadline_at = $8, failures = $9{lease} WHERE {OWNED}"
                 );
                 let done = sqlx::query(AssertSqlSafe(sql))
                     .bind(&claimed.operation.id)
@@ -427,6 +429,7 @@ impl Store {
                     .bind(&a.description)
                     .bind(a.failing.as_deref())
                     .bind(a.deadline_at)
+                    .bind(a.failures)
                     .execute(&mut *tx.connection)
                     .await?;
                 if done.rows_affected() == 0 {
@@ -626,7 +629,7 @@ impl Store {
             Box::pin(async move {
                 tx.wrote = true;
                 let done = sqlx::query(
-                    "UPDATE operations SET due_at = $2, tries = 0, lease_until = 0, owner = NULL, attempt = attempt + 1 \
+                    "UPDATE operations SET due_at = $2, tries = 0, failures = 0, lease_until = 0, owner = NULL, attempt = attempt + 1 \
                      WHERE id = $1 AND state = 'open'",
                 )
                 .bind(&id)

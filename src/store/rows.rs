@@ -26,7 +26,7 @@ pub(super) const BINDING_COLUMNS: usize = 18;
 
 /// Columns of `operations` in the order [`operation`] reads them.
 pub(super) const OPERATION: &str = "id, kind, iid, bid, offering, target, state, step, failing, attempt, tries, due_at, \
-     deadline_at, description, instance_usable, update_repeatable, request_id, created_at, finished_at, owner";
+     deadline_at, description, instance_usable, update_repeatable, request_id, created_at, finished_at, owner, failures";
 
 fn corrupt(what: &str, detail: impl std::fmt::Display) -> Error {
     Error::Decode(format!("{what}: {detail}").into())
@@ -141,6 +141,7 @@ pub(super) fn operation(row: &AnyRow) -> Result<OperationRow, Error> {
             request_id: row.try_get(16)?,
             created_at: row.try_get(17)?,
             finished_at: row.try_get(18)?,
+            failures: row.try_get(20)?,
         },
         owner: row.try_get(19)?,
     })

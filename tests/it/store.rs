@@ -337,6 +337,7 @@ fn advance(step: &'static str, due_at: i64) -> Advance {
         step,
         due_at,
         tries: 0,
+        failures: 0,
         description: "Waiting.".into(),
         failing: None,
         deadline_at: 2_000_000,

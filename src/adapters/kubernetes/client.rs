@@ -7,6 +7,7 @@
 use super::KubernetesSettings;
 use super::kinds::Resource;
 use super::names;
+use super::pulse::Pulse;
 use super::refusal::Refusal;
 use crate::ports::{PortError, PortResult};
 use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, WatchParams};
@@ -87,6 +88,7 @@ pub(super) struct Cluster {
     permits: Semaphore,
     limit: Duration,
     sent: AtomicU64,
+    pulse: Pulse,
     in_cluster: bool,
 }
 
@@ -102,6 +104,7 @@ impl Cluster {
             permits: Semaphore::new(settings.requests_at_once.max(1)),
             limit: settings.request_limit,
             sent: AtomicU64::new(0),
+            pulse: Pulse::default(),
             in_cluster,
         })
     }
@@ -166,6 +169,9 @@ impl Cluster {
                 }
             };
             self.count(ask.verb(), &resource.kind, class(status));
+            if status < 500 {
+                self.heard();
+            }
             if (200..300).contains(&status) {
                 // What a parser says of a text may quote it, and this one may be a Secret.
                 return serde_json::from_slice(&body).map_err(|_| refusal(0, "the answer is not JSON"));
@@ -290,7 +296,21 @@ impl Cluster {
             .as_ref()
             .map_or_else(|refused| class(refused.status), |_| "2xx");
         self.count("watch", &resource.kind, outcome);
+        if opened.is_ok() {
+            self.heard();
+        }
         opened
+    }
+
+    /// The server said something: an answer, or a line of a watch.
+    pub fn heard(&self) {
+        self.pulse.heard();
+    }
+
+    /// `Ok` when the server was heard within the time of one request, or answers now: only then what the watches show is
+    /// how things are.
+    pub async fn is_there(&self) -> Result<(), Refusal> {
+        self.pulse.check(self.limit, self.version()).await
     }
 
     /// The version of the API server, such as `v1.34.1`.

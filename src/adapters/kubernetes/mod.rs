@@ -4,7 +4,8 @@
 //! - every name derives from the iid, so a repeated call finds its earlier work; every object carries the labels of
 //!   [`names`], so what is there can be found without our database;
 //! - desired state goes out by server-side apply with one field manager; nothing is read to be written back;
-//! - observing costs no request: it reads what shared watches keep up to date, one watch for each kind;
+//! - observing costs no request while the server is heard: it reads what shared watches keep up to date, one watch for
+//!   each kind; what they showed is not used when the server does not answer any more;
 //! - no call waits for anything to become ready; each bounds its own time, and how many requests are on their way;
 //! - data (volumes) goes only when an instance is removed and the volumes are not to be kept.
 //!
@@ -28,6 +29,7 @@ pub mod names;
 mod notes;
 mod observe;
 mod projection;
+mod pulse;
 mod quantity;
 mod quota;
 pub mod rbac;

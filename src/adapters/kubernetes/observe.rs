@@ -33,6 +33,7 @@ impl KubernetesProvisioner {
         for kind in kinds.iter().filter(|kind| is_watched(kind)) {
             self.watches.on(kind);
         }
+        self.cluster.is_there().await?;
         let mut services = Vec::new();
         for (phase, objects) in phases(&all) {
             if phase == names::OPENING {

@@ -63,6 +63,7 @@ impl KubernetesProvisioner {
     pub(super) async fn remove_all(&self, instance: &InstanceRef, volumes: Volumes) -> PortResult<Removal> {
         let iid = instance.iid.as_str();
         self.forwards.close(iid);
+        self.cluster.is_there().await?;
         for home in self.homes(instance) {
             let going = self.leave(instance, &home, volumes).await?;
             if let Some(text) = going {

@@ -1,9 +1,9 @@
 //! What the cluster has of ours, kept up to date: one watch for each kind, whatever the number of instances.
 //!
-//! What must stay true: a look costs no request. A watch begins when it is first needed, goes on by itself after every
-//! loss, and says so while it has not seen everything; what it had seen stays in use while it lists again. Kept is only
-//! what somebody reads, as text, because parsed trees of a thousand instances would fill memory. Secrets, ConfigMaps
-//! and policies are never watched.
+//! What must stay true: a look costs no request; whether the server still answers is asked elsewhere ([`super::pulse`]).
+//! A watch begins when it is first needed, goes on by itself after every loss, and says so while it has not seen
+//! everything; what it had seen stays in use while it lists again. Kept is only what somebody reads, as text, because
+//! parsed trees of a thousand instances would fill memory. Secrets, ConfigMaps and policies are never watched.
 
 use super::client::{Ask, Cluster, PAGE, causes};
 use super::kinds::Resource;
@@ -315,6 +315,7 @@ impl Follower {
             let Ok(event) = serde_json::from_str::<Value>(&line) else {
                 return Err((lost("a line that is not JSON"), Some(version)));
             };
+            self.cluster.heard();
             let object = event.get("object").unwrap_or(&Value::Null);
             let word = event.get("type").and_then(Value::as_str).unwrap_or_default();
             if word == "ERROR" {

@@ -2,7 +2,7 @@
 
 use super::fake::Fault;
 use super::{HOME, Room, database, eventually};
-use chandler::ports::{Observation, PortErrorKind, Provisioner, Volumes};
+use chandler::ports::{Observation, PortErrorKind, Provisioner, Removal, Volumes};
 use serde_json::json;
 use std::time::Duration;
 
@@ -148,6 +148,61 @@ async fn a_server_that_does_not_answer_costs_only_the_time_of_a_call() {
     assert_eq!(error.kind, PortErrorKind::Transient);
     assert!(error.message.contains("cannot be reached"), "{}", error.message);
     assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+/// A watch that was lost tells of no change: the last view of it must not be taken for how things are.
+#[tokio::test]
+async fn what_was_seen_before_a_silence_is_no_answer() {
+    let mut room = Room::with(|settings| settings.request_limit = Duration::from_millis(200)).await;
+    let desired = database("db", "1Gi", "a");
+    room.apply(&desired).await.unwrap();
+    // The controllers do nothing: it is waited for them.
+    room.watch_until(
+        &desired,
+        |seen| matches!(seen, Observation::Progressing(text) if text.contains("quota")),
+    )
+    .await;
+    room.fake.silent(true);
+    let unheard = |error: chandler::ports::PortError| {
+        assert_eq!(error.kind, PortErrorKind::Transient);
+        assert!(error.message.contains("cannot be reached"), "{}", error.message);
+    };
+    eventually("the silence is noticed", async || {
+        let seen = room.provisioner.observe(&room.instance, &desired).await;
+        seen.map_err(unheard).is_err()
+    })
+    .await;
+    // Many who ask at once share one request.
+    let before = room.fake.requests();
+    let looks = (0..50).map(|_| room.provisioner.observe(&room.instance, &desired));
+    for seen in futures::future::join_all(looks).await {
+        unheard(seen.unwrap_err());
+    }
+    assert!(room.fake.requests() <= before + 2);
+    room.fake.silent(false);
+    room.fake.automatic();
+    room.fake.settle();
+    eventually("it is heard again", async || {
+        room.provisioner.observe(&room.instance, &desired).await.is_ok()
+    })
+    .await;
+    room.settled(&desired).await;
+
+    room.fake.linger();
+    let told = async || room.provisioner.remove(&room.instance, Volumes::Delete).await;
+    eventually(
+        "the namespace goes",
+        async || matches!(told().await, Ok(Removal::StillGoing(text)) if text.contains("namespace")),
+    )
+    .await;
+    room.fake.silent(true);
+    eventually("the silence is noticed", async || {
+        told().await.map_err(unheard).is_err()
+    })
+    .await;
+    room.fake.silent(false);
+    room.fake.settle();
+    eventually("it is gone", async || matches!(told().await, Ok(Removal::Gone))).await;
 }
 
 #[tokio::test]

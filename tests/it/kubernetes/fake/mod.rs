@@ -42,6 +42,7 @@ pub struct Fake {
     changed: Arc<watch::Sender<u64>>,
     cut: Arc<watch::Sender<u64>>,
     automatic: Arc<AtomicBool>,
+    silent: Arc<AtomicBool>,
     pub url: String,
 }
 
@@ -63,6 +64,7 @@ impl Fake {
             changed: Arc::new(watch::Sender::new(0)),
             cut: Arc::new(watch::Sender::new(0)),
             automatic: Arc::default(),
+            silent: Arc::default(),
             url,
         };
         let server = fake.clone();
@@ -156,6 +158,12 @@ impl Fake {
     /// Cuts every watch off.
     pub fn cut_watches(&self) {
         self.cut.send_modify(|n| *n += 1);
+    }
+
+    /// From now on, or no more: watches are cut off, and requests are neither looked at nor answered.
+    pub fn silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
+        self.cut_watches();
     }
 
     /// Forgets history: whoever watches on from before has to list again.
@@ -262,6 +270,9 @@ impl Fake {
                 });
                 hit.or_else(|| state.nth(&line))
             };
+            if self.silent.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             let answer = match fault {
                 Some(Fault::Broken) => return Ok(()),
                 Some(Fault::Answer(code, message)) => status(code, "Planned", &message),
