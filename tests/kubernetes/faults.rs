@@ -157,13 +157,16 @@ async fn a_broker_that_is_cut_off_from_the_cluster_harms_nothing() {
     let told = osb.follow(&created, &instance(&two)).await.good();
     println!("with the other's help: {:?} {:#?}", told.took, told.texts);
     // Whoever is asked, it is done; by the other one, or by this one not at all.
-    osb.update(REDIS, &one, json!({"parameters": {"idle_timeout_seconds": 60}}))
+    let told = osb
+        .update(REDIS, &one, json!({"parameters": {"idle_timeout_seconds": 60}}))
         .await
         .good();
+    println!("an update: {:?} {:#?}", told.took, told.texts);
     assert_eq!(app.redis(&user, &["PING"]).await.unwrap(), "PONG");
     let more: Value = at_other.bind(REDIS, &two, "more", json!({})).await;
     assert_eq!(app.redis(&more, &["PING"]).await.unwrap(), "PONG");
-    osb.delete(REDIS, &two).await;
+    let told = osb.delete(REDIS, &two).await;
+    println!("a delete: {:?} {:#?}", told.took, told.texts);
 
     cable.mend();
     assert!(other.stop().success());
