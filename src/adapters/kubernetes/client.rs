@@ -309,7 +309,7 @@ impl Cluster {
 
     /// `Ok` when the server was heard within the time of one request, or answers now: only then what the watches show is
     /// how things are.
-    pub async fn is_there(&self) -> Result<(), Refusal> {
+    pub async fn is_there(&self) -> PortResult<()> {
         self.pulse.check(self.limit, self.version()).await
     }
 

@@ -6,6 +6,7 @@
 //! many ask.
 
 use super::refusal::Refusal;
+use crate::ports::{PortError, PortResult};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 pub(super) struct Pulse {
     heard: Mutex<Option<Instant>>,
     /// When it did not answer, and how.
-    silent: tokio::sync::Mutex<Option<(Instant, Refusal)>>,
+    silent: tokio::sync::Mutex<Option<(Instant, PortError)>>,
 }
 
 impl Pulse {
@@ -36,7 +37,7 @@ impl Pulse {
         &self,
         within: Duration,
         ask: impl Future<Output = Result<String, Refusal>>,
-    ) -> Result<(), Refusal> {
+    ) -> PortResult<()> {
         if self.was_heard(within) {
             return Ok(());
         }
@@ -45,18 +46,20 @@ impl Pulse {
         if self.was_heard(within) {
             return Ok(());
         }
-        if let Some((at, refused)) = &*silent
+        if let Some((at, error)) = &*silent
             && at.elapsed() < within
         {
-            return Err(refused.clone());
+            return Err(error.clone());
         }
-        *silent = match ask.await {
-            Err(refused) if refused.is_silence() => Some((Instant::now(), refused)),
-            _ => None,
-        };
-        silent
-            .as_ref()
-            .map_or(Ok(()), |(_, refused)| Err(refused.clone()))
+        *silent = None;
+        match ask.await {
+            Err(refused) if refused.is_silence() => {
+                let error = PortError::from(refused);
+                *silent = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
