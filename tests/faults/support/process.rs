@@ -217,6 +217,9 @@ impl Drop for Broker {
     }
 }
 
+/// How the last line of what `chandler dev` welcomes people with ends.
+const WELCOME_ENDS: &str = "Ctrl-C stops the broker.";
+
 fn launch(
     arguments: &[String],
     environment: &[(String, String)],
@@ -239,11 +242,16 @@ fn launch(
     let (heard, kept) = (told.clone(), said.clone());
     let out = BufReader::new(child.stdout.take().unwrap());
     std::thread::spawn(move || {
+        let mut found = None;
         for line in out.lines().map_while(Result::ok) {
             if let Some((_, url)) = line.split_once(" is ready on ") {
-                *heard.lock().unwrap() = Some(url.trim().to_owned());
+                found = Some(url.trim().to_owned());
             }
             kept.lock().unwrap().push_str(&format!("{line}\n"));
+            // Only then the whole welcome was read.
+            if line.ends_with(WELCOME_ENDS) {
+                *heard.lock().unwrap() = found.take();
+            }
         }
     });
     let end = Instant::now() + START;

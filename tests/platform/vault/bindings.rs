@@ -6,7 +6,7 @@ use chandler::domain::secret::Secret;
 use chandler::ports::{BindingVault, PortErrorKind, SecretStore};
 use futures::future::join_all;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_secret_is_published_rotated_and_withdrawn() {
@@ -41,9 +41,7 @@ async fn a_secret_is_published_rotated_and_withdrawn() {
         .await
         .unwrap_err();
     assert_eq!(late.kind, PortErrorKind::Conflict);
-    let begun = Instant::now();
     scene.vault.withdraw(&one).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(scene.fetch(&token, &one).await.0, 403, "its token ends with it");
     let gone = scene
         .server
@@ -89,15 +87,16 @@ async fn a_secret_ends_by_itself() {
     let scene = Scene::dev().await;
     let one = binding(1);
     let secret = Secret::from_pairs([("password", "p")]);
-    let soon = (super::now() + 2) * 1000;
+    let soon = super::now() + 8;
     scene
         .vault
-        .publish(&one, 0, &secret, &[], Some(soon))
+        .publish(&one, 0, &secret, &[], Some(soon * 1000))
         .await
         .unwrap();
     let token = scene.application(&one).await;
     assert_eq!(scene.fetch(&token, &one).await.0, 200);
-    tokio::time::sleep(Duration::from_millis(3100)).await;
+    let left = u64::try_from(soon + 1 - super::now()).unwrap_or_default();
+    tokio::time::sleep(Duration::from_millis(left * 1000 + 100)).await;
     assert_eq!(scene.fetch(&token, &one).await.0, 404);
     assert_eq!(
         scene.vault.generation(&one).await.unwrap(),
