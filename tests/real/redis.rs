@@ -38,7 +38,9 @@ impl Server7 {
 
     async fn connect(&self, login: &Secret) -> Result<MultiplexedConnection, String> {
         // No time limit on answers: some of the tests block on purpose.
-        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None);
         let client = self.client(login);
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
         connecting.await.map_err(|e| e.to_string())
@@ -350,7 +352,9 @@ async fn an_endless_script_does_not_keep_its_user() {
         .map(|_| {
             let client = server.client(&bound.user.secret);
             tokio::spawn(async move {
-                let config = AsyncConnectionConfig::new().set_response_timeout(None);
+                let config = AsyncConnectionConfig::new()
+                    .set_connection_timeout(None)
+                    .set_response_timeout(None);
                 let connecting = client.get_multiplexed_async_connection_with_config(&config);
                 let Ok(mut connection) = connecting.await else {
                     return;

@@ -232,7 +232,7 @@ impl App {
         let (cut_seen, refusals_seen) = (Arc::clone(&cut), Arc::clone(&refusals));
         let mut options = ConnectOptions::with_credentials(creds)
             .map_err(|e| e.to_string())?
-            .connection_timeout(Duration::from_secs(3))
+            .connection_timeout(Duration::from_secs(10))
             .max_reconnects(1)
             .event_callback(move |event| {
                 match event {
@@ -311,6 +311,8 @@ impl App {
             .await
             .unwrap();
         from.client.flush().await.unwrap();
+        // What the server has for this connection comes before the answer to this.
+        self.client.flush().await.unwrap();
         matches!(
             timeout(Duration::from_millis(300), messages.next()).await,
             Ok(Some(_))
@@ -320,10 +322,26 @@ impl App {
     /// The answer to a request, as JSON; an error when there is none.
     pub async fn ask(&self, subject: &str, payload: &str) -> Result<Value, String> {
         let request = self.client.request(subject.to_owned(), payload.to_owned().into());
-        match timeout(Duration::from_millis(500), request).await {
-            Ok(Ok(message)) => serde_json::from_slice(&message.payload).map_err(|e| e.to_string()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer".to_owned()),
+        match self.unless_refused(request).await {
+            Some(Ok(message)) => serde_json::from_slice(&message.payload).map_err(|e| e.to_string()),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("no answer".to_owned()),
+        }
+    }
+
+    /// What comes of `work`, for which a busy machine may need long; nothing once the server has refused something or ended
+    /// the connection, and a moment is over.
+    async fn unless_refused<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let before = self.refusals.lock().unwrap().len();
+        let refused = async {
+            while self.refusals.lock().unwrap().len() == before && !self.is_cut() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        };
+        tokio::select! {
+            done = timeout(Duration::from_secs(10), work) => done.ok(),
+            () = refused => None,
         }
     }
 
@@ -350,14 +368,13 @@ impl Session for App {
     async fn write(&mut self, key: &str, value: &str) -> Result<(), String> {
         let js = jetstream::new(self.client.clone());
         let put = || async {
-            let ack = js
-                .publish(format!("kit.{key}"), value.to_owned().into())
-                .await
-                .map_err(|e| e.to_string())?;
-            match timeout(Duration::from_secs(1), ack).await {
-                Ok(ack) => ack.map(drop).map_err(|e| e.to_string()),
-                Err(_) => Err("no acknowledgement".to_owned()),
-            }
+            let put = async {
+                let sent = js.publish(format!("kit.{key}"), value.to_owned().into()).await;
+                sent.map_err(|e| e.to_string())?.await.map_err(|e| e.to_string())
+            };
+            let done = self.unless_refused(put).await;
+            done.unwrap_or_else(|| Err("no acknowledgement".to_owned()))
+                .map(drop)
         };
         if put().await.is_ok() {
             return Ok(());
@@ -367,9 +384,9 @@ impl Session for App {
             subjects: vec!["kit.>".to_owned()],
             ..Default::default()
         };
-        timeout(Duration::from_secs(1), js.create_stream(config))
+        self.unless_refused(js.create_stream(config))
             .await
-            .map_err(|e| e.to_string())?
+            .ok_or("no answer")?
             .map_err(|e| e.to_string())?;
         put().await
     }

@@ -76,7 +76,7 @@ async fn streams_are_the_owners_and_their_content_everybodys() {
     };
     let consumer = stream.create_consumer(config).await.unwrap();
     let mut batch = consumer.fetch().max_messages(1).messages().await.unwrap();
-    let next = timeout(Duration::from_secs(2), batch.next())
+    let next = timeout(Duration::from_secs(10), batch.next())
         .await
         .unwrap()
         .unwrap()
