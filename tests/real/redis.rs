@@ -37,14 +37,18 @@ impl Server7 {
     }
 
     async fn connect(&self, login: &Secret) -> Result<MultiplexedConnection, String> {
-        // No time limit on answers: some of the tests block on purpose.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None);
         let client = self.client(login);
+        let config = patient();
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
         connecting.await.map_err(|e| e.to_string())
     }
+}
+
+/// No time limits: some of the tests block on purpose, and a busy machine is slow.
+fn patient() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None)
 }
 
 /// Sends one command given as words.
@@ -352,9 +356,7 @@ async fn an_endless_script_does_not_keep_its_user() {
         .map(|_| {
             let client = server.client(&bound.user.secret);
             tokio::spawn(async move {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(None)
-                    .set_response_timeout(None);
+                let config = patient();
                 let connecting = client.get_multiplexed_async_connection_with_config(&config);
                 let Ok(mut connection) = connecting.await else {
                     return;

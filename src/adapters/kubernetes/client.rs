@@ -7,7 +7,7 @@
 use super::KubernetesSettings;
 use super::kinds::Resource;
 use super::names;
-use super::pulse::Pulse;
+use super::pulse::{self, Pulse};
 use super::refusal::Refusal;
 use crate::ports::{PortError, PortResult};
 use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, WatchParams};
@@ -169,7 +169,7 @@ impl Cluster {
                 }
             };
             self.count(ask.verb(), &resource.kind, class(status));
-            if status < 500 {
+            if pulse::is_its_own(status) {
                 self.heard();
             }
             if (200..300).contains(&status) {

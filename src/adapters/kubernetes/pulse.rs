@@ -11,6 +11,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Whether an answer of this status is the server's own word. Of a server error it may be a proxy's; 0 = there was none.
+pub(super) fn is_its_own(status: u16) -> bool {
+    (1..500).contains(&status)
+}
+
 /// When the API server was last heard, and what came of asking it.
 #[derive(Default)]
 pub(super) struct Pulse {
@@ -32,7 +37,7 @@ impl Pulse {
 
     /// `Ok` when the server was heard `within` that time, or answers `ask` now. A "no" is good for as long.
     ///
-    /// Any answer of the server itself will do, also a refusal; one of a server error is none: it may be a proxy's.
+    /// Any answer of the server itself will do, also a refusal.
     pub async fn check(
         &self,
         within: Duration,
@@ -53,7 +58,7 @@ impl Pulse {
         }
         *silent = None;
         match ask.await {
-            Err(refused) if refused.is_silence() => {
+            Err(refused) if !is_its_own(refused.status) => {
                 let error = PortError::from(refused);
                 *silent = Some((Instant::now(), error.clone()));
                 Err(error)

@@ -76,11 +76,6 @@ impl Refusal {
         refusal
     }
 
-    /// The server did not answer, or only something before it did.
-    pub fn is_silence(&self) -> bool {
-        self.status == 0 || self.status >= 500
-    }
-
     /// What was asked for does not exist.
     pub fn is_gone(&self) -> bool {
         self.status == 404
